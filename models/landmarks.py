@@ -93,8 +93,15 @@ def layout_of(
         types = jnp.where(types == LANDMARK, LANDMARK, ordinary)
     if fields is not None:
         fields = {name: jnp.take_along_axis(field, longer.source, axis=1) for name, field in fields.items()}
-    placed = {"positions": longer.context.positions, "segments": longer.context.segments, "token_types": types}
-    context = dataclasses.replace(context, **placed, token_ids=ids, fields=fields, vectors=None)
+    context = dataclasses.replace(
+        context,
+        positions=longer.context.positions,
+        segments=longer.context.segments,
+        token_types=types,
+        token_ids=ids,
+        fields=fields,
+        vectors=None,
+    )
     return dataclasses.replace(longer, slots=slots, context=context)
 
 

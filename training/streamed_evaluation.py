@@ -72,13 +72,14 @@ class StreamedModule:
         their number without padding and the keys that they read, sums."""
         b, t = tokens.shape
         segments = jnp.ones_like(tokens) if context.segments is None else context.segments
-        state, first = self.module.init_state(b, t), ()
+        state: Any = self.module.init_state(b, t)
+        first: list[jax.Array] = []
         if self.prefill:
             now = slice(0, self.prefill)
             out, state = self.module.extend(tokens[:, now], state, Context(segments=segments[:, now]))
-            first = (out,)
+            first = [out]
 
-        def step(state: Any, part: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
+        def step(state: Any, part: tuple[jax.Array, ...]) -> tuple[Any, Any]:
             tokens, segments = (x[:, None] for x in part)
             out, state = self.module.extend(tokens, state, Context(segments=segments))
             return state, (out[:, 0], jnp.sum(keys_read(state.layers) * (part[1] != 0)))

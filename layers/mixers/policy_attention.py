@@ -35,7 +35,7 @@ class PolicyAttention(SoftmaxAttention):
     policy_layer: tuple[int, int] = (0, 1)
     """Which of the model's layers with a cache policy this is, and how many there are: the stack sets it."""
 
-    def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> PolicyState:
+    def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> PolicyState:  # type: ignore[override]
         """Returns the policy's cache."""
         self._check_length(max_length)
         g, dim = self.key_heads, self.head_dim
@@ -63,16 +63,17 @@ class PolicyAttention(SoftmaxAttention):
             o, cache, keys_read = self._step(x, q, state.cache, new)
         elif policy.by_token:
 
-            def step(cache: Any, token: Any) -> tuple[Any, Any]:
-                out, cache, keys_read = self._step(*token[:2], cache, token[2])
+            def step(cache: Any, token: tuple[jax.Array, jax.Array, NewTokens]) -> tuple[Any, Any]:
+                x, q, new = token
+                out, cache, keys_read = self._step(x, q, cache, new)
                 return cache, (out[:, 0], keys_read)
 
-            tokens_first = (jnp.moveaxis(y[:, :, None], 1, 0) for y in (x, q))
-            cache, (o, each) = jax.lax.scan(step, state.cache, (*tokens_first, one_by_one(new)))
+            by_token: Any = (*(jnp.moveaxis(y[:, :, None], 1, 0) for y in (x, q)), one_by_one(new))
+            cache, (o, each) = jax.lax.scan(step, state.cache, by_token)
             o, keys_read = jnp.moveaxis(o, 0, 1), each[-1]
         else:
             views = (*policy.past(state.cache, new), *policy.among(new))
-            o, masses = self._read(x, q, new, views)
+            o, masses = self._read_views(x, q, new, views)
             cache, keys_read = policy.prefill(state.cache, new, views, masses), state.keys_read
         count = state.count + jnp.sum(valid, axis=1, dtype=jnp.int32)
         after = dataclasses.replace(state, cache=cache, count=count, cursor=cursor, keys_read=keys_read)
@@ -85,7 +86,7 @@ class PolicyAttention(SoftmaxAttention):
         asked = asked.reshape(len(q), self.key_heads, -1, q.shape[-1])
         return policy.step(cache, asked, new, NewestTokens(self, x, q, new))
 
-    def _read(
+    def _read_views(
         self, x: Float[Array, "b t d"], q: Float[Array, "b t h k"], new: NewTokens, views: tuple[View, ...]
     ) -> tuple[Float[Array, "b t h v"], tuple[Float[Array, "b g _"], ...]]:
         """Returns attention over all keys of the views, and the mass that each got where the policy asks for it."""
@@ -106,10 +107,10 @@ class PolicyAttention(SoftmaxAttention):
             keys, values = (y.reshape(b * g, -1, 1, y.shape[-1]).astype(q.dtype) for y in (view.keys, view.values))
             keys = self._rotated(keys, key.positions) if view.unrotated else keys
             turned = self._rotated(q, query.positions)
-            fields = {f"query_{name}": field for name, field in query.present().items()}
+            fields: dict[str, Any] = {f"query_{name}": field for name, field in query.present().items()}
             fields |= {f"key_{name}": field for name, field in key.present().items()}
             mask = MASK if view.mask is None else MASK & view.mask
-            seen = {"mask": mask, "bias": self._bias_by_head(x, turned, keys, fields)}
+            seen: dict[str, Any] = {"mask": mask, "bias": self._bias_by_head(x, turned, keys, fields)}
             parts.append(softmax_attention(turned, keys, values, **seen, **fields, return_lse=True))
             calls.append((turned, keys, {**seen, "query_fields": query, "key_fields": key}))
         o, lse = merge(*parts) if len(parts) > 1 else parts[0]
@@ -149,7 +150,7 @@ class NewestTokens:
     new: NewTokens
 
     def __call__(self, views: tuple[View, ...]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        return self.module._read(self.x, self.q, self.new, views)
+        return self.module._read_views(self.x, self.q, self.new, views)
 
     def rotate(self, x: jax.Array, positions: jax.Array) -> jax.Array:
         return self.module._rotated(x, positions)

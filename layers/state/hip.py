@@ -134,8 +134,8 @@ class HiP(CachePolicy):
         sinks = jnp.broadcast_to(jnp.arange(self.sinks), (b, g, self.sinks))
         reach = self.window + self.block + self.every
         near = jnp.broadcast_to(start + jnp.arange(reach), (b, g, reach))
-        exists = [sinks < start, (found >= self.sinks) & (jnp.repeat(cache.found, self.block, axis=2) >= 0)]
+        searched = (found >= self.sinks) & (jnp.repeat(cache.found, self.block, axis=2) >= 0)
         slots = jnp.concatenate([sinks, found, near], axis=2).astype(jnp.int32)
-        exists = jnp.concatenate([*exists, near <= number], axis=2)
+        exists = jnp.concatenate([sinks < start, searched, near <= number], axis=2)
         read = cache.all.take(jnp.clip(slots, 0, cache.all.keys.shape[2] - 1))
         return dataclasses.replace(read.view(), segments=jnp.where(exists, read.segments, 0), slots=slots)

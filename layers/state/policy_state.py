@@ -41,8 +41,8 @@ class PolicyState(BoundedState):
     def create(cls, policy: CachePolicy, sizes: CacheSizes) -> PolicyState:
         """Returns the state before any token."""
         b = sizes.batch_size
-        empty = {"count": jnp.zeros(b, jnp.int32), "cursor": Cursor.start(b), "keys_read": jnp.zeros(b)}
-        return cls(cache=policy.init(sizes), **empty, room=policy.capacity(sizes))
+        cursor, none = Cursor.start(b), jnp.zeros(b)
+        return cls(policy.init(sizes), none.astype(jnp.int32), cursor, keys_read=none, room=policy.capacity(sizes))
 
 
 def keys_read(states: Any) -> Float[Array, " b"] | float:

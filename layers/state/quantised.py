@@ -86,9 +86,10 @@ class Quantised(CachePolicy):
             room = jnp.zeros((sizes.batch_size, sizes.heads, blocks, self.window, channels), sizes.dtype)
             return Codes.of(room, self.bits, axis)
 
-        fields = (jnp.zeros((sizes.batch_size, 1, blocks, self.window), jnp.int32) for _ in range(2))
+        # Two arrays: generation donates a state, and none twice.
+        positions, segments = (jnp.zeros((sizes.batch_size, 1, blocks, self.window), jnp.int32) for _ in range(2))
         newest = Slots.create(sizes, min(self.window, sizes.max_length))
-        return QuantisedSlots(codes(sizes.key_dim, 3), codes(sizes.value_dim, 4), *fields, newest)
+        return QuantisedSlots(codes(sizes.key_dim, 3), codes(sizes.value_dim, 4), positions, segments, newest)
 
     def append(self, cache: QuantisedSlots, new: NewTokens) -> QuantisedSlots:
         newest, block, place = cache.newest, new.number[:, 0] // self.window, new.number % self.window

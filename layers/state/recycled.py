@@ -76,7 +76,7 @@ class Recycled(CachePolicy):
     ) -> tuple[Float[Array, "b 1 h v"], RecycledSlots, Float[Array, " b"]]:
         cache = self.append(cache, new)
         due, age = cache.age >= self.every, cache.age + 1
-        if cache.query is not None:
+        if cache.query is not None and self.similarity is not None:
             fresh = jnp.all(cache.query == 0, axis=(1, 2, 3))
             due, age = due & (fresh | (_cosine(q, cache.query) < self.similarity)), jnp.where(due, 1, age)
 

@@ -67,8 +67,13 @@ def describe(
     for part, size in parameters_by_part(program.model).items():
         log(f"  {part:32} {size:>14,}")
     log(f"  {'trainable':32} {trainable_parameters(program.model):>14,}")
-    length = experiment.data.longest
+    length, batch = experiment.data.longest, experiment.data.batch_shapes(experiment.run.batch_size)
     log(f"forward FLOPs per token at length {length:,}: {training_flops_per_token(experiment) / 3:,.0f}")
+    if batch.fields is not None:
+        from recollect.cost.masked_flops import describe_masks
+
+        for line in describe_masks(experiment):
+            log(f"  {line}")
     log("decoding state of one sequence")
     limit = config.maximum_length()
     stateless = [type(mixer).__name__ for mixer in config.mixers if not mixer.traits.streams]
@@ -80,7 +85,6 @@ def describe(
             continue
         state = program.model.abstract_state(at)
         log(f"  {at:>8,} tokens: {state_bytes(state):>14,} bytes in {count(state):,} elements")
-    batch = experiment.data.batch_shapes(experiment.run.batch_size)
     with contextlib.nullcontext() if mesh is None else compile_ahead.aimed_at_devices(mesh):
         log(f"operations on {dispatch.device().kind}")
         for line in operations_by_mixer(config, batch):

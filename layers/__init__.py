@@ -18,7 +18,7 @@ from recollect.layers.mixers.base_convolution import BaseConvolution, BaseConvol
 from recollect.layers.mixers.block_selection import BlockSelection, BlockSelectionAttention
 from recollect.layers.mixers.comba import Comba, CombaMixer
 from recollect.layers.mixers.convolved_attention import ConvolvedAttention
-from recollect.layers.mixers.cross_attention import CrossReader
+from recollect.layers.mixers.cross_attention import CrossReader, SourceState
 from recollect.layers.mixers.delta_net import DeltaNet, DeltaNetMixer, DeltaRuleConfig, DeltaRuleMixer
 from recollect.layers.mixers.delta_product import DeltaProduct, DeltaProductMixer
 from recollect.layers.mixers.differential_attention import DifferentialAttention, DifferentialSoftmaxAttention
@@ -34,6 +34,7 @@ from recollect.layers.mixers.hgrn import HGRN, HGRNMixer
 from recollect.layers.mixers.hgrn2 import HGRN2, HGRN2Mixer
 from recollect.layers.mixers.hyena import Hyena, HyenaMixer, HyenaState
 from recollect.layers.mixers.hyena2 import ExplicitTaps, ExponentialFilter, Hyena2, Hyena2Mixer
+from recollect.layers.mixers.injected_attention import InjectedAttention, InjectedAttentionMixer
 from recollect.layers.mixers.kimi_delta_attention import KimiDeltaAttention, KimiDeltaAttentionMixer
 from recollect.layers.mixers.landmark import Landmark, LandmarkMixer
 from recollect.layers.mixers.latent_attention import LatentAttention, MultiHeadLatentAttention
@@ -55,7 +56,12 @@ from recollect.layers.mixers.native_sparse_attention import (
     NativeSparseSoftmaxAttention,
 )
 from recollect.layers.mixers.path_attention import PathAttention, PathMixer
+from recollect.layers.mixers.planned_attention import PlannedAttention, PlannedSoftmaxAttention
 from recollect.layers.mixers.policy_attention import PolicyAttention
+from recollect.layers.mixers.position_invariant_attention import (
+    PositionInvariantAttention,
+    PositionInvariantAttentionMixer,
+)
 from recollect.layers.mixers.relative_convolutional_attention import (
     RelativeConvolutionalAttention,
     RelativeConvolutionalMixer,

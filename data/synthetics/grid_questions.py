@@ -1,13 +1,13 @@
 """Questions about grids of coloured shapes: a stream of text and of cells, which are tokens of another type.
 
-    tokens   [a.red] [ ] [ ] [b.blue] | filler | COLOUR? b . | SHAPE? row0 col0 | COUNT? red .
-    label                                                 blue                a             1
+    tokens   [a.red] [ ] [ ] [b.blue] | filler | COLOUR? . b | SHAPE? row0 col0 | COUNT? . red
+    label                                                 blue                a              1
 
 A cell holds one object, a shape in a colour, or nothing; it is one token. No shape appears twice in an example, so
 that "the colour of shape s" has one answer wherever it stands; "the shape at row, column" is asked of one grid only,
-and "how many are of colour c" counts over all grids. Each question is labelled at its last token, and no answer enters
-the stream. With the questions first, each has a number, and the numbers follow the grids, each labelled with its
-answer.
+and "how many are of colour c" counts over all grids. Each question is labelled at its last token, which is what it asks
+about, and no answer enters the stream. With the questions first, each has a number, and the numbers follow the grids,
+each labelled with its answer.
 
 Beside the tokens a batch has their types, PERCEPT for cells, and fields that masks and positions read:
 
@@ -20,8 +20,7 @@ and for cells continuous inputs, the concatenated one-hot vectors of shape, colo
 two where a cell is empty): as of an image's encoder, they say where the cell is, which no position needs to.
 
 Source: the grid is gCOG's (Yang et al., arXiv 2401.15030, section 3) with cells as percepts; the layouts are those that
-designs of multimodal masks are made for (Wang et al., AKI, arXiv 2503.02597, section 3; Xing et al., CCA, arXiv
-2410.15926, section 4).
+designs of multimodal masks are made for (Wang et al., AKI, arXiv 2503.02597; Xing et al., CCA, arXiv 2410.15926).
 """
 
 from __future__ import annotations
@@ -217,8 +216,8 @@ class GridQuestions(SyntheticTask):
         counted = jax.random.randint(of_colours, shape, 0, self.colours)
         count = self._first_count + jnp.sum(colours[:, None, :] == counted[:, :, None], axis=2)
         row, column = self._first_row + place // self.side, self._first_row + self.side + place % self.side
-        first = jnp.stack([letter, row, self._first_colour + counted])
-        second = jnp.stack([jnp.full_like(row, _BLANK), column, jnp.full_like(row, _BLANK)])
+        first = jnp.stack([jnp.full_like(row, _BLANK), row, jnp.full_like(row, _BLANK)])
+        second = jnp.stack([letter, column, self._first_colour + counted])
         answers = jnp.stack([colour, letter, count])
         first, second, answers = (jnp.take_along_axis(x, kinds[None], axis=0)[0] for x in (first, second, answers))
         return jnp.stack([_FIRST_KIND + kinds, first, second], axis=2), answers.astype(jnp.int32), kinds

@@ -54,6 +54,7 @@ from recollect.layers.modules.mlp import (
     SwiGLUNetwork,
 )
 from recollect.layers.modules.norms import RMSNorm, RMSNormalization
+from recollect.layers.modules.percept_masks import Bidirectional, Composite, Concentric, ModalityMutual, Parallel
 from recollect.layers.modules.positions import LRPE, LearnedPositions, Placement, PositionsConfig, PositionTable, Rotary
 from recollect.layers.modules.rotary_scaling import LinearScaling, Llama3Scaling, NTKScaling, RotaryScaling, YaRN
 from recollect.layers.modules.score_biases import Alibi, BucketBias, DistanceBias, RelativeBias, ScoreBias

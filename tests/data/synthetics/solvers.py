@@ -187,11 +187,11 @@ def grid_questions(task, tokens):
 
     def answer(kind, first, second):
         if kind == 1:
-            ((colour,),) = [[colour] for shape, colour in objects if shape == first - 4]
+            ((colour,),) = [[colour] for shape, colour in objects if shape == second - 4]
             return colour_0 + colour
         if kind == 2:
             return 4 + cells[side * (first - row_0) + second - row_0 - side][0]
-        return count_0 + [colour for _, colour in objects].count(first - colour_0)
+        return count_0 + [colour for _, colour in objects].count(second - colour_0)
 
     asked = [place for place, token in enumerate(tokens) if 1 <= token <= 3]
     if task.order == "grids_first":

@@ -77,6 +77,10 @@ PUBLISHED = {
     layers.SelectiveAttention(): PROJECTIONS | {"selector.kernel": linear},
     layers.SelectiveAttention(select="repeats"): PROJECTIONS,
     layers.Landmark(heads=2): PROJECTIONS,
+    layers.PlannedAttention(): PROJECTIONS,
+    layers.PositionInvariantAttention(): PROJECTIONS,
+    layers.InjectedAttention(): PROJECTIONS
+    | {"inner.kernel": linear, "outer.kernel": linear, "norm.gain": lambda values: constant(values, 1)},
     layers.MixtureOfHeads(): PROJECTIONS | ROUTERS,
     layers.MixtureOfHeads(gates="ones"): PROJECTIONS,
 }

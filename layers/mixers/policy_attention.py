@@ -25,8 +25,6 @@ from recollect.pallas_kernels.segments import carry_segments
 from recollect.pallas_kernels.softmax_attention import softmax_attention
 from recollect.pallas_kernels.softmax_attention.key_mass import key_mass
 
-MASK = Causal() & SameSegment()
-
 
 class PolicyAttention(SoftmaxAttention):
     """Softmax attention with a cache policy."""
@@ -109,7 +107,8 @@ class PolicyAttention(SoftmaxAttention):
             turned = self._rotated(q, query.positions)
             fields: dict[str, Any] = {f"query_{name}": field for name, field in query.present().items()}
             fields |= {f"key_{name}": field for name, field in key.present().items()}
-            mask = MASK if view.mask is None else MASK & view.mask
+            mask = Causal() & SameSegment()
+            mask = mask if view.mask is None else mask & view.mask
             seen: dict[str, Any] = {"mask": mask, "bias": self._bias_by_head(x, turned, keys, fields)}
             parts.append(softmax_attention(turned, keys, values, **seen, **fields, return_lse=True))
             calls.append((turned, keys, {**seen, "query_fields": query, "key_fields": key}))

@@ -82,7 +82,7 @@ class PolicyAttention(SoftmaxAttention):
         policy = self.config.cache
         asked = q if policy.unrotated else self._rotated(q, new.positions)
         asked = asked.reshape(len(q), self.key_heads, -1, q.shape[-1])
-        return policy.step(cache, asked, new, NewestTokens(self, x, q, new))
+        return policy.step(cache, asked, new, _NewestTokens(self, x, q, new))
 
     def _read_views(
         self, x: Float[Array, "b t d"], q: Float[Array, "b t h k"], new: NewTokens, views: tuple[View, ...]
@@ -140,7 +140,7 @@ class PolicyAttention(SoftmaxAttention):
 
 
 @dataclasses.dataclass(frozen=True)
-class NewestTokens:
+class _NewestTokens:
     """The reader that policies get."""
 
     module: PolicyAttention

@@ -1,7 +1,7 @@
 """What a mixer keeps while it decodes: key-value caches, cache policies, states of convolutions."""
 
 from recollect.configuration import exported_names
-from recollect.layers.state.cache_policy import CachePolicy, CacheSizes, Footprint, Full, NewTokens, View
+from recollect.layers.state.cache_policy import CachePolicy, CacheSizes, Footprint, Full, NewTokens, Reader, View
 from recollect.layers.state.capacity import (
     BoundedState,
     bounded_parts,

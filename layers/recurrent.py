@@ -23,6 +23,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Inexact, Int
 
 from recollect.configuration import UserError, at_least
+from recollect.layers.directions import DirectedConfig
 from recollect.layers.mixer import Context, Cursor, Mixer, MixerConfig, MixerOutput, Place, check_input, zero_padding
 from recollect.layers.modules.linear import Initializer, Linear, matrix_init, output_init, split_heads
 from recollect.layers.modules.short_convolution import CausalConvolution
@@ -44,8 +45,8 @@ class HeadSizes(NamedTuple):
 
 
 @chz.chz(typecheck=True)
-class RecurrentConfig(MixerConfig):
-    """Base of the configs.
+class RecurrentConfig(DirectedConfig):
+    """Base of the configs of mixers with heads.
 
     Attributes:
       heads: heads of values, each with a state of its own.

@@ -18,13 +18,14 @@ class NewMixer(RecurrentConfig):
     """A memory per head: the moving average of keys times values."""
 
     def build(self, width, place, rngs):
-        return NewMixerMixer(self, width, place, rngs, self.sizes(width))
+        return self.in_each_direction(NewMixerMixer, width, place, rngs)
 
 
 class NewMixerMixer(RecurrentMixer):
     """The module: streams, packed documents, padding and the decode state are the base's."""
 
-    def __init__(self, config, width, place, rngs, sizes):
+    def __init__(self, config, width, place, rngs):
+        sizes = config.sizes(width)
         super().__init__(config, width, place, rngs, sizes)
         self.rate = parameter(jnp.linspace(2.0, 6.0, sizes.heads), "h")
 

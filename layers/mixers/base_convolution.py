@@ -8,7 +8,7 @@ itself, besides the block's. State: the last kernel - 1 inputs.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import chz
 import jax
@@ -37,6 +37,8 @@ class BaseConvolution(MixerConfig):
       activation: act, of both factors.
     """
 
+    NOT_SERVED: ClassVar[dict[str, str]] = dict.fromkeys(("causal", "cross"), "its filter reads one sequence's past")
+
     kernel: int | None = chz.field(default=3, validator=has_taps)
     filter: Literal["implicit", "explicit"] = "implicit"
     maximum_length: int = chz.field(default=2048, validator=at_least(1))
@@ -50,9 +52,7 @@ class BaseConvolution(MixerConfig):
 
     @property
     def traits(self) -> Traits:
-        if self.kernel is not None:
-            return Traits()
-        return Traits(exact_causality=False, maximum_length=self.maximum_length)
+        return Traits() if self.kernel else Traits(exact_causality=False, maximum_length=self.maximum_length)
 
 
 class BaseConvolutionMixer(Mixer):

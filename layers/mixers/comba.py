@@ -34,7 +34,7 @@ class Comba(DeltaRuleConfig):
     correction: float = 0.02
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> CombaMixer:
-        return CombaMixer(self, width, place, rngs)
+        return self.in_each_direction(CombaMixer, width, place, rngs)
 
 
 class CombaMixer(GatedDeltaNetMixer):

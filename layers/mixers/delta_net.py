@@ -51,7 +51,7 @@ class DeltaNet(DeltaRuleConfig):
     gate: bool = False
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> DeltaNetMixer:
-        return DeltaNetMixer(self, width, place, rngs)
+        return self.in_each_direction(DeltaNetMixer, width, place, rngs)
 
 
 class DeltaRuleMixer(RecurrentMixer):

@@ -36,7 +36,7 @@ class DeltaProduct(DeltaRuleConfig):
     decays: bool = True
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> DeltaProductMixer:
-        return DeltaProductMixer(self, width, place, rngs)
+        return self.in_each_direction(DeltaProductMixer, width, place, rngs)
 
 
 class DeltaProductMixer(GatedDeltaNetMixer):

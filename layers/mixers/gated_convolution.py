@@ -21,7 +21,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from recollect.configuration import UserError, at_least
-from recollect.layers.mixer import Context, Cursor, Mixer, MixerConfig, MixerOutput, Place, zero_padding
+from recollect.layers.directions import DirectedConfig
+from recollect.layers.mixer import Context, Cursor, Mixer, MixerOutput, Place, zero_padding
 from recollect.layers.modules.linear import Linear, output_init
 from recollect.layers.modules.short_convolution import CausalConvolution, has_taps
 from recollect.layers.state.convolution import ConvolutionState
@@ -29,7 +30,7 @@ from recollect.pallas_kernels.gated_convolution import Activation
 
 
 @chz.chz(typecheck=True)
-class GatedConvolution(MixerConfig):
+class GatedConvolution(DirectedConfig):
     """Based's gated short convolution, and LFM2's.
 
     Attributes:
@@ -51,7 +52,7 @@ class GatedConvolution(MixerConfig):
             raise UserError(
                 f"expansion={self.expansion} times the model width {width} is odd: it must split into two halves"
             )
-        return GatedConvolutionMixer(self, width, place, rngs)
+        return self.in_each_direction(GatedConvolutionMixer, width, place, rngs)
 
 
 class GatedConvolutionMixer(Mixer):

@@ -29,7 +29,7 @@ class GatedDeltaNet(DeltaRuleConfig):
     norm_epsilon: float = 1e-5
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> GatedDeltaNetMixer:
-        return GatedDeltaNetMixer(self, width, place, rngs, norm_epsilon=self.norm_epsilon)
+        return self.in_each_direction(GatedDeltaNetMixer, width, place, rngs, norm_epsilon=self.norm_epsilon)
 
 
 class GatedDeltaNetMixer(DeltaRuleMixer):

@@ -25,7 +25,7 @@ class GatedDeltaNet2(DeltaRuleConfig):
     """Gated DeltaNet 2."""
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> GatedDeltaNet2Mixer:
-        return GatedDeltaNet2Mixer(self, width, place, rngs)
+        return self.in_each_direction(GatedDeltaNet2Mixer, width, place, rngs)
 
 
 class GatedDeltaNet2Mixer(KimiDeltaAttentionMixer):

@@ -40,7 +40,7 @@ class GatedLinearAttention(RecurrentConfig):
         return super().sizes(width)._replace(key_dim=self.key_dim or max(1, self.share(width) // 2))
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> GatedLinearAttentionMixer:
-        return GatedLinearAttentionMixer(self, width, place, rngs)
+        return self.in_each_direction(GatedLinearAttentionMixer, width, place, rngs)
 
 
 class GatedLinearAttentionMixer(RecurrentMixer):

@@ -39,7 +39,7 @@ class GatedSlotAttention(RecurrentConfig):
     temperature: float = chz.field(default=8.0, validator=requires(lambda value: value > 0, "must be positive"))
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> GatedSlotAttentionMixer:
-        return GatedSlotAttentionMixer(self, width, place, rngs)
+        return self.in_each_direction(GatedSlotAttentionMixer, width, place, rngs)
 
 
 class GatedSlotAttentionMixer(RecurrentMixer):

@@ -19,7 +19,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from recollect.configuration import UserError, at_least
-from recollect.layers.mixer import MixerConfig, Place
+from recollect.layers.directions import DirectedConfig
+from recollect.layers.mixer import Place
 from recollect.layers.mixers.s4d import are_pairs
 from recollect.layers.modules import (
     DiagonalStateSpace,
@@ -35,7 +36,7 @@ from recollect.layers.recurrent import Stream, StreamMixer
 
 
 @chz.chz(typecheck=True)
-class H3(MixerConfig):
+class H3(DirectedConfig):
     """H3.
 
     Attributes:
@@ -51,7 +52,7 @@ class H3(MixerConfig):
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> H3Mixer:
         if width % self.head_dim:
             raise UserError(f"head_dim={self.head_dim} does not divide the model width {width}")
-        return H3Mixer(self, width, place, rngs)
+        return self.in_each_direction(H3Mixer, width, place, rngs)
 
 
 class H3Mixer(StreamMixer):

@@ -15,13 +15,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from recollect.layers.mixer import MixerConfig, Place
+from recollect.layers.directions import DirectedConfig
+from recollect.layers.mixer import Place
 from recollect.layers.modules import HeadNormalization, Linear, LowerBound, OutputGate, in_fp32, output_init
 from recollect.layers.recurrent import Stream, StreamMixer
 
 
 @chz.chz(typecheck=True)
-class HGRN(MixerConfig):
+class HGRN(DirectedConfig):
     """HGRN.
 
     Attributes:
@@ -31,7 +32,7 @@ class HGRN(MixerConfig):
     lower_bounds: bool = True
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> HGRNMixer:
-        return HGRNMixer(self, width, place, rngs)
+        return self.in_each_direction(HGRNMixer, width, place, rngs)
 
 
 class HGRNMixer(StreamMixer):

@@ -35,7 +35,7 @@ class HGRN2(RecurrentConfig):
     lower_bounds: bool = True
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> HGRN2Mixer:
-        return HGRN2Mixer(self, width, place, rngs)
+        return self.in_each_direction(HGRN2Mixer, width, place, rngs)
 
 
 class HGRN2Mixer(RecurrentMixer):

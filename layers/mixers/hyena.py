@@ -23,11 +23,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from recollect.configuration import UserError, at_least
+from recollect.layers.directions import DirectedConfig
 from recollect.layers.mixer import (
     Context,
     Cursor,
     Mixer,
-    MixerConfig,
     MixerOutput,
     Place,
     Traits,
@@ -42,7 +42,7 @@ from recollect.pallas_kernels.gated_convolution import long_convolution
 
 
 @chz.chz(typecheck=True)
-class Hyena(MixerConfig):
+class Hyena(DirectedConfig):
     """Hyena of order 2.
 
     Attributes:
@@ -64,11 +64,11 @@ class Hyena(MixerConfig):
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> HyenaMixer:
         if width % self.heads:
             raise UserError(f"heads={self.heads} does not divide the model width {width}")
-        return HyenaMixer(self, width, place, rngs)
+        return self.in_each_direction(HyenaMixer, width, place, rngs)
 
     @property
     def traits(self) -> Traits:
-        return Traits(exact_causality=False, maximum_length=self.maximum_length)
+        return dataclasses.replace(super().traits, exact_causality=False, maximum_length=self.maximum_length)
 
 
 @jax.tree_util.register_dataclass

@@ -28,7 +28,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from recollect.configuration import UserError, at_least
-from recollect.layers.mixer import MixerConfig, Place
+from recollect.layers.directions import DirectedConfig
+from recollect.layers.mixer import Place
 from recollect.layers.modules import Linear, merge_heads, normal, output_init, parameter, split_heads
 from recollect.layers.modules.initial_values import uniform
 from recollect.layers.modules.short_convolution import CausalConvolution, has_taps
@@ -38,7 +39,7 @@ SLOWEST = {"weak": -2.0, "normal": -1.0, "strong": 0.0}
 
 
 @chz.chz(typecheck=True)
-class Hyena2(MixerConfig):
+class Hyena2(DirectedConfig):
     """Hyena-2.
 
     Attributes:
@@ -64,7 +65,7 @@ class Hyena2(MixerConfig):
             raise UserError(f"groups={self.groups} does not divide the model width {width}")
         if self.filter == "LI" and self.taps is not None:
             raise UserError(f'taps={self.taps}: filter="LI" is infinitely long; leave it out, or take "SE" or "MR"')
-        return Hyena2Mixer(self, width, place, rngs)
+        return self.in_each_direction(Hyena2Mixer, width, place, rngs)
 
 
 class Hyena2Mixer(StreamMixer):

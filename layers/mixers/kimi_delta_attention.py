@@ -33,7 +33,7 @@ class KimiDeltaAttention(DeltaRuleConfig):
     bound: float | None = chz.field(default=None, validator=requires(lambda b: b is None or b > 0, "must be positive"))
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> KimiDeltaAttentionMixer:
-        return KimiDeltaAttentionMixer(self, width, place, rngs, gate_bias=self.gate_bias)
+        return self.in_each_direction(KimiDeltaAttentionMixer, width, place, rngs, gate_bias=self.gate_bias)
 
 
 class KimiDeltaAttentionMixer(DeltaRuleMixer):

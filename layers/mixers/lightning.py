@@ -44,7 +44,7 @@ class Lightning(RecurrentConfig):
     lrpe: bool = False
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> LightningMixer:
-        return LightningMixer(self, width, place, rngs)
+        return self.in_each_direction(LightningMixer, width, place, rngs)
 
 
 class LightningMixer(RecurrentMixer):

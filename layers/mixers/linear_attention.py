@@ -7,6 +7,8 @@ keys.
 Katharopoulos et al. 2020 (equations 16 to 20); Based's Taylor features (Arora et al. 2024, section 4.1); RetNet's decay
 gamma_h = 1 - 2^(-5-h) (Sun et al. 2023, equation 8). The normaliser is one more value column of ones, so numerator and
 denominator share one recurrence, its decay and its precision. State: (features x (v + 1)) fp32 per head at any length.
+
+With causal=False or cross=True (unordered_keys.py) S and z are sums over all keys, of the document or of a source.
 """
 
 from __future__ import annotations
@@ -20,23 +22,26 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from recollect.configuration import UserError, at_least, requires
-from recollect.layers.mixer import MixerConfig, Place
+from recollect.layers.mixer import Context, Place
 from recollect.layers.modules import (
     FeatureMap,
     PositionsConfig,
     RMSNormalization,
     Rotary,
     Taylor,
+    in_fp32,
     merge_heads,
     retnet_log_decays,
+    split_heads,
 )
 from recollect.layers.packing import token_positions
-from recollect.layers.recurrent import HeadSizes, RecurrentMixer, Stream
+from recollect.layers.recurrent import HeadSizes, Stream
+from recollect.layers.unordered_keys import UnorderedKeysConfig, UnorderedKeysReader
 from recollect.pallas_kernels.taylor_attention import taylor_attention
 
 
 @chz.chz(typecheck=True)
-class LinearAttention(MixerConfig):
+class LinearAttention(UnorderedKeysConfig):
     """Linear attention.
 
     Attributes:
@@ -63,6 +68,10 @@ class LinearAttention(MixerConfig):
 
     @chz.validate
     def _possible(self) -> None:
+        if self.decay != "none" and not self.in_order:
+            raise UserError(
+                f'decay="{self.decay}" needs keys in order: set causal=True and cross=False, or decay="none"'
+            )
         if self.normalise and not self.feature_map.positive:
             raise UserError(
                 f"{type(self.feature_map).__name__} features may have any sign: set normalise=False "
@@ -79,7 +88,7 @@ class LinearAttention(MixerConfig):
         return LinearAttentionMixer(self, width, place, rngs)
 
 
-class LinearAttentionMixer(RecurrentMixer):
+class LinearAttentionMixer(UnorderedKeysReader):
     """The module of `LinearAttention`."""
 
     def __init__(self, config: LinearAttention, width: int, place: Place, rngs: nnx.Rngs):
@@ -92,34 +101,45 @@ class LinearAttentionMixer(RecurrentMixer):
 
     def mix(self, x: Float[Array, "b t d"], stream: Stream) -> Float[Array, "b t d"]:
         config = self.config
-        q, k, v = self.heads(x, stream)
-        if isinstance(config.positions, Rotary):
-            positions = token_positions(stream.context, *x.shape[:2])
-            q, k = config.positions(q, positions), config.positions(k, positions)
         if isinstance(config.feature_map, Taylor) and config.decay == "none":
-            o = self._taylor(q, k, v, stream)
-        else:
-            o = self._recurrence(q, k, v, stream)
-        if self.output_norm is not None:
-            o = self.output_norm(o)
-        return self.output(merge_heads(o).astype(x.dtype))
+            return self._merged(self._taylor(x, stream), x)
+        q, (k, v) = self.queries(x, stream.context), self.keys_and_values(x, stream.context)
+        return self.outputs(stream.recurrence(q, k, v, log_decay=self._log_decay(), chunk_size=config.chunk), x)
 
-    def _taylor(self, q, k, v, stream: Stream):
+    def _taylor(self, x: Float[Array, "b t d"], stream: Stream) -> Float[Array, "b t h v"]:
         """Outputs by an operation of its own, which makes the features for the state only."""
         config = self.config
+        q, k = (self._placed(map(x), stream.context) for map in (self.query, self.key))
+        v = split_heads(self.value(x), config.heads)
         features, columns = config.feature_map.features(self.sizes.key_dim), self.sizes.value_dim + config.normalise
         zeros = jax.ShapeDtypeStruct((v.shape[0], config.heads, features, columns), jnp.float32)
         options = {"normalise": config.normalise, "epsilon": config.epsilon, "chunk_size": config.chunk}
         return stream.run("memory", zeros, taylor_attention, q, k, v, **options)
 
-    def _recurrence(self, q, k, v, stream: Stream):
-        config = self.config
-        if config.normalise:
-            v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
+    def queries(self, x: Float[Array, "b t d"], context: Context) -> Float[Array, "b t h features"]:
         # Kernels multiply in one dtype; the maps compute in fp32.
-        q, k = self.query_features(q).astype(v.dtype), self.key_features(k).astype(v.dtype)
-        o = stream.recurrence(q, k, v, log_decay=self._log_decay(), chunk_size=config.chunk).astype(jnp.float32)
-        return o[..., :-1] / (o[..., -1:] + config.epsilon) if config.normalise else o
+        return self.query_features(self._placed(self.query(x), context)).astype(x.dtype)
+
+    def keys_and_values(
+        self, x: Float[Array, "b s d"], context: Context
+    ) -> tuple[Float[Array, "b s h features"], Float[Array, "b s h v"]]:
+        k, v = self.key_features(self._placed(self.key(x), context)), split_heads(self.value(x), self.config.heads)
+        if self.config.normalise:
+            v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
+        return k.astype(x.dtype), v
+
+    def outputs(self, o: Float[Array, "b t h v"], x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        o = in_fp32(o)
+        return self._merged(o[..., :-1] / (o[..., -1:] + self.config.epsilon) if self.config.normalise else o, x)
+
+    def _placed(self, x: Float[Array, "b t hk"], context: Context) -> Float[Array, "b t h k"]:
+        """Queries or keys, with their positions in them."""
+        y, positions = split_heads(x, self.config.heads), self.config.positions
+        return positions(y, token_positions(context, *y.shape[:2])) if isinstance(positions, Rotary) else y
+
+    def _merged(self, o: Float[Array, "b t h v"], x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        o = o if self.output_norm is None else self.output_norm(o)
+        return self.output(merge_heads(o).astype(x.dtype))
 
     def _log_decay(self) -> Float[Array, " h"] | None:
         return None if self.config.decay == "none" else retnet_log_decays(self.config.heads)

@@ -10,6 +10,7 @@ State: (k x v) fp32 per head and level above 0.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import chz
@@ -35,11 +36,11 @@ class LogLinearGatedDeltaNet(GatedDeltaNet):
     levels: int = chz.field(default=15, validator=at_least(2))
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> LogLinearGatedDeltaNetMixer:
-        return LogLinearGatedDeltaNetMixer(self, width, place, rngs)
+        return self.in_each_direction(LogLinearGatedDeltaNetMixer, width, place, rngs)
 
     @property
     def traits(self) -> Traits:
-        return Traits(maximum_length=longest(self.levels))
+        return dataclasses.replace(super().traits, maximum_length=longest(self.levels))
 
 
 class LogLinearGatedDeltaNetMixer(GatedDeltaNetMixer):

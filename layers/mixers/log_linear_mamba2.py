@@ -9,6 +9,7 @@ computes log2 of its length of them. State: (k x v) fp32 per head and level abov
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import chz
@@ -34,11 +35,11 @@ class LogLinearMamba2(Mamba2):
     levels: int = chz.field(default=15, validator=at_least(2))
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> LogLinearMamba2Mixer:
-        return LogLinearMamba2Mixer(self, width, place, rngs)
+        return self.in_each_direction(LogLinearMamba2Mixer, width, place, rngs)
 
     @property
     def traits(self) -> Traits:
-        return Traits(maximum_length=longest(self.levels))
+        return dataclasses.replace(super().traits, maximum_length=longest(self.levels))
 
 
 class LogLinearMamba2Mixer(Mamba2Mixer):

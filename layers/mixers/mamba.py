@@ -21,7 +21,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from recollect.configuration import at_least
-from recollect.layers.mixer import MixerConfig, Place
+from recollect.layers.directions import DirectedConfig
+from recollect.layers.mixer import Place
 from recollect.layers.modules import Linear, in_fp32, inverse_softplus, parameter, spread_uniform, torch_uniform
 from recollect.layers.modules.initial_values import uniform
 from recollect.layers.modules.short_convolution import CausalConvolution, has_taps
@@ -30,7 +31,7 @@ from recollect.pallas_kernels.selective_scan import selective_scan
 
 
 @chz.chz(typecheck=True)
-class Mamba(MixerConfig):
+class Mamba(DirectedConfig):
     """Mamba.
 
     Attributes:
@@ -46,7 +47,7 @@ class Mamba(MixerConfig):
     kernel: int = chz.field(default=4, validator=has_taps)
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> MambaMixer:
-        return MambaMixer(self, width, place, rngs)
+        return self.in_each_direction(MambaMixer, width, place, rngs)
 
 
 class MambaMixer(StreamMixer):

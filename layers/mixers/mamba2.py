@@ -42,7 +42,7 @@ class Mamba2(RecurrentConfig):
         return super().sizes(width)._replace(value_dim=self.value_dim or 2 * self.share(width))
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> Mamba2Mixer:
-        return Mamba2Mixer(self, width, place, rngs)
+        return self.in_each_direction(Mamba2Mixer, width, place, rngs)
 
 
 class Mamba2Mixer(RecurrentMixer):

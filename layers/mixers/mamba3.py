@@ -69,7 +69,7 @@ class Mamba3(RecurrentConfig):
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> Mamba3Mixer:
         if int(self.key_dim * self.turning) < 2:
             raise UserError(f"turning={self.turning}: no pair of the key_dim={self.key_dim} state dimensions turns")
-        return Mamba3Mixer(self, width, place, rngs)
+        return self.in_each_direction(Mamba3Mixer, width, place, rngs)
 
 
 class Mamba3Mixer(RecurrentMixer):

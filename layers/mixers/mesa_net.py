@@ -56,7 +56,7 @@ class MesaNet(RecurrentConfig):
     steps: int = chz.field(default=30, validator=at_least(1))
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> MesaNetMixer:
-        return MesaNetMixer(self, width, place, rngs)
+        return self.in_each_direction(MesaNetMixer, width, place, rngs)
 
 
 class MesaNetMixer(RecurrentMixer):

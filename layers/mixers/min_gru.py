@@ -13,13 +13,14 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from recollect.configuration import requires
-from recollect.layers.mixer import MixerConfig, Place
+from recollect.layers.directions import DirectedConfig
+from recollect.layers.mixer import Place
 from recollect.layers.modules import Linear, in_fp32, output_init
 from recollect.layers.recurrent import Stream, StreamMixer
 
 
 @chz.chz(typecheck=True)
-class MinGRU(MixerConfig):
+class MinGRU(DirectedConfig):
     """minGRU.
 
     Attributes:
@@ -29,7 +30,7 @@ class MinGRU(MixerConfig):
     expansion: float = chz.field(default=1.0, validator=requires(lambda value: value > 0, "must be positive"))
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> MinGRUMixer:
-        return MinGRUMixer(self, width, place, rngs)
+        return self.in_each_direction(MinGRUMixer, width, place, rngs)
 
 
 class MinGRUMixer(StreamMixer):

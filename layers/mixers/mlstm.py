@@ -41,7 +41,7 @@ class MLSTM(RecurrentConfig):
         return super().sizes(width)._replace(key_dim=self.key_dim or max(1, self.share(width) // 2))
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> MLSTMMixer:
-        return MLSTMMixer(self, width, place, rngs)
+        return self.in_each_direction(MLSTMMixer, width, place, rngs)
 
 
 class MLSTMMixer(RecurrentMixer):

@@ -37,7 +37,7 @@ class Retention(RecurrentConfig):
         return super().sizes(width)._replace(value_dim=self.value_dim or 2 * self.share(width))
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> RetentionMixer:
-        return RetentionMixer(self, width, place, rngs)
+        return self.in_each_direction(RetentionMixer, width, place, rngs)
 
 
 class RetentionMixer(RecurrentMixer):

@@ -18,7 +18,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from recollect.configuration import UserError, at_least
-from recollect.layers.mixer import MixerConfig, Place
+from recollect.layers.directions import DirectedConfig
+from recollect.layers.mixer import Place
 from recollect.layers.modules import BlockDiagonal, Linear, in_fp32, output_init, parameter, spread_uniform
 from recollect.layers.modules.decays import inverse_softplus
 from recollect.layers.modules.short_convolution import CausalConvolution, has_taps
@@ -27,7 +28,7 @@ from recollect.layers.recurrent import Stream, StreamMixer
 
 
 @chz.chz(typecheck=True)
-class RGLRU(MixerConfig):
+class RGLRU(DirectedConfig):
     """Griffin's recurrent block.
 
     Attributes:
@@ -44,7 +45,7 @@ class RGLRU(MixerConfig):
         channels = self.channels or width
         if channels % self.heads:
             raise UserError(f"heads={self.heads} does not divide the {channels} channels of the recurrence")
-        return RGLRUMixer(self, width, place, rngs)
+        return self.in_each_direction(RGLRUMixer, width, place, rngs)
 
 
 class RGLRUMixer(StreamMixer):

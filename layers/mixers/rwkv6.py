@@ -48,7 +48,7 @@ class RWKV6(RecurrentConfig):
     decay_rank: int = chz.field(default=64, validator=at_least(1))
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> RWKV6Mixer:
-        return RWKV6Mixer(self, width, place, rngs)
+        return self.in_each_direction(RWKV6Mixer, width, place, rngs)
 
 
 class RWKV6Mixer(RecurrentMixer):

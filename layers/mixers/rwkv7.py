@@ -58,7 +58,7 @@ class RWKV7(RecurrentConfig):
         return sizes
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> RWKV7Mixer:
-        return RWKV7Mixer(self, width, place, rngs)
+        return self.in_each_direction(RWKV7Mixer, width, place, rngs)
 
 
 class RWKV7Mixer(RecurrentMixer):

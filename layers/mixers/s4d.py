@@ -15,7 +15,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from recollect.configuration import requires
-from recollect.layers.mixer import MixerConfig, Place
+from recollect.layers.directions import DirectedConfig
+from recollect.layers.mixer import Place
 from recollect.layers.modules import DiagonalStateSpace, Linear, in_fp32, normal, parameter, torch_uniform
 from recollect.layers.modules.initial_values import uniform
 from recollect.layers.recurrent import Stream, StreamMixer
@@ -25,7 +26,7 @@ are_pairs = requires(lambda state: state >= 2 and state % 2 == 0, "must be even 
 
 
 @chz.chz(typecheck=True)
-class S4D(MixerConfig):
+class S4D(DirectedConfig):
     """S4D.
 
     Attributes:
@@ -35,7 +36,7 @@ class S4D(MixerConfig):
     state: int = chz.field(default=64, validator=are_pairs)
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> S4DMixer:
-        return S4DMixer(self, width, place, rngs)
+        return self.in_each_direction(S4DMixer, width, place, rngs)
 
 
 class S4DMixer(StreamMixer):

@@ -15,14 +15,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from recollect.layers.mixer import Context, Cursor, Mixer, MixerConfig, MixerOutput, Place
+from recollect.layers.directions import DirectedConfig
+from recollect.layers.mixer import Context, Cursor, Mixer, MixerOutput, Place
 from recollect.layers.modules.short_convolution import CausalConvolution, has_taps
 from recollect.layers.state.convolution import ConvolutionState
 from recollect.pallas_kernels.gated_convolution import Activation
 
 
 @chz.chz(typecheck=True)
-class ShortConvolution(MixerConfig):
+class ShortConvolution(DirectedConfig):
     """A short convolution by itself.
 
     Attributes:
@@ -36,7 +37,7 @@ class ShortConvolution(MixerConfig):
     activation: Activation = "none"
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> DepthwiseConvolution:
-        return DepthwiseConvolution(self, width, place, rngs)
+        return self.in_each_direction(DepthwiseConvolution, width, place, rngs)
 
 
 class DepthwiseConvolution(Mixer):

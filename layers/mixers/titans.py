@@ -46,7 +46,7 @@ class Titans(RecurrentConfig):
     kernel: int | None = chz.field(default=4, validator=has_taps)
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> TitansMixer:
-        return TitansMixer(self, width, place, rngs)
+        return self.in_each_direction(TitansMixer, width, place, rngs)
 
 
 class TitansMixer(RecurrentMixer):

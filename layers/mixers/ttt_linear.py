@@ -50,7 +50,7 @@ class TTTLinear(RecurrentConfig):
         return sizes
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> TTTLinearMixer:
-        return TTTLinearMixer(self, width, place, rngs)
+        return self.in_each_direction(TTTLinearMixer, width, place, rngs)
 
 
 class TTTLinearMixer(RecurrentMixer):

@@ -80,9 +80,4 @@ def test_a_pattern_that_is_not_served_says_why(cls):
     for pattern in Pattern:
         if isinstance(reason := served(cls, pattern), str):
             assert pattern is not Pattern.CAUSAL_SELF and cls.__name__ in reason
-            if cls not in WITHOUT_REASONS:
-                assert "its config has no field" not in reason, reason
-
-
-WITHOUT_REASONS = {cls for cls in layers.MIXERS if not issubclass(cls, layers.SoftmaxConfig | layers.LatentAttention)}
-"""Mixers outside of the softmax family whose files do not state reasons yet."""
+            assert "its config has no field" not in reason, reason

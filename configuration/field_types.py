@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import chz
@@ -100,12 +100,15 @@ def _config_types(annotation: Any) -> Iterator[type[Config]]:
 
 
 def listed(family: tuple[type[Config], ...]) -> str:
-    """Returns the names of a family's classes, abstract ones left out: those that derive from its bases, or a base that
-    has no others."""
-    classes, known = [], known_configs().values()
-    for base in family:
-        classes += [cls for cls in known if issubclass(cls, base) and cls is not base] or [base]
-    return ", ".join(sorted(cls.__name__ for cls in classes if not inspect.isabstract(cls)))
+    """Returns the names of a family's classes. Bases are left out: abstract ones, and those that others derive from
+    and that have no fields."""
+    classes = [cls for base in family for cls in known_configs().values() if issubclass(cls, base)]
+    return ", ".join(sorted({cls.__name__ for cls in classes if not _is_base(cls, classes)}))
+
+
+def _is_base(cls: type[Config], family: Collection[type[Config]]) -> bool:
+    derived = any(issubclass(other, cls) and other is not cls for other in family)
+    return inspect.isabstract(cls) or (derived and not chz.chz_fields(cls))
 
 
 def class_at(config: Config, path: str, place: str, text: str) -> type[Config]:
@@ -128,7 +131,7 @@ def class_at(config: Config, path: str, place: str, text: str) -> type[Config]:
         example = f"{called}({fields[0]}={rest.partition(',')[0].rstrip(')')})"
         raise UserError(f"{path}={text}: values of a class are written with their names, such as {example}")
     if text in classes:
-        is_base = classes[text] in family or inspect.isabstract(classes[text])
+        is_base = _is_base(classes[text], classes.values())
         why = f"{text} is a base of classes" if is_base else f"{text} is no {what}"
     elif ":" in text:
         why = "a value that names code by module is refused"

@@ -176,7 +176,10 @@ WRONG = [
     ("model.stages.-1.repeats=2", ("'-1'",)),
     ("model.stages.0.pattern.3=Landmark", ("has no element '3'", "the next one is model.stages.0.pattern.2")),
     ("model.stages.0.pattern=Landmark", ("a tuple is written (Landmark,)",)),
-    ("lr=1e-3", ("did you mean optimizer.learning_rate=1e-3?", "It has name, model, data", "describe NAME --config")),
+    (
+        "lr=1e-3",
+        ("did you mean optimizer.learning_rate=1e-3?", "It has name, task, model, data", "describe NAME --config"),
+    ),
     ("batch_size=4", ("did you mean run.batch_size=4?",)),
     ("model.n_layers=4", ("did you mean model.stages.0.repeats=4?",)),
     ("n_heads=4", ("did you mean model.stages.0.pattern.0.heads=4 or ",)),

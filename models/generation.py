@@ -21,10 +21,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from recollect.configuration import UserError
-from recollect.layers.mixer import Context
+from recollect.layers.context import Context, Source
+from recollect.layers.modules.mask_designs import PrefixLM
 from recollect.layers.state.capacity import overfull
 from recollect.models.functional import FunctionalModel, Params
-from recollect.models.language_model import ModelState
+from recollect.models.language_model import LanguageModel, ModelState
 from recollect.models.memory import check_memory
 from recollect.models.sampling import Sampling, choose
 
@@ -57,6 +58,7 @@ class Generation:
       prompts: ids of each, at least one; lengths may differ.
       tokens: to generate after each.
       end: id of the token after which a row is done; None for none.
+      sources: ids of the sequence that each prompt's model reads, at least one; of models with an encoder alone.
 
     Attributes:
       rows: number of prompts.
@@ -76,6 +78,7 @@ class Generation:
         sampling: Sampling | None = None,
         *,
         end: int | None = None,
+        sources: Iterable[Any] | None = None,
     ):
         rows = [np.asarray(prompt, np.int32) for prompt in prompts]
         if not rows or any(row.ndim != 1 or not row.size for row in rows):
@@ -94,7 +97,10 @@ class Generation:
         sampling = sampling or Sampling()
         self._model, self._sampling = model, sampling
         self.programs = programs_of(model, sampling)
-        state = jax.eval_shape(lambda params: model.bind(params).init_state(len(rows), total), params)
+        self._source = _source_of(model, sources, len(rows))
+        state = jax.eval_shape(
+            lambda params, source: model.bind(params).init_state(len(rows), total, source), params, self._source
+        )
         self.state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         check_memory(self.state_bytes, f"generating {tokens:,} tokens")
         # Once, not at every call; what is on devices already may span several processes.
@@ -132,6 +138,8 @@ class Generation:
         longest = max(map(len, self._prompts))
         policies = [getattr(mixer, "cache", None) for mixer in self._model.config.mixers]
         whole = any(getattr(policy, "whole_prompts", False) for policy in policies)
+        # Tokens of a prefix see each other, so that they come in one call.
+        whole = whole or prefix_type(self._model.config) is not None
         chunk = longest if whole else chunk_of(longest)
         width = -(-longest // chunk) * chunk
         tokens, segments = np.zeros((2, self.rows, width), np.int32)
@@ -141,11 +149,33 @@ class Generation:
             segments[row, width - len(prompt) :] = 1
             if seen is not None:
                 seen[row, prompt] = True
-        state = programs.start(self._params, self.rows, self._total)
+        state = programs.start(self._params, self.rows, self._total, self._source)
         for at in range(0, width, chunk):
             part = slice(at, at + chunk)
             hidden, state = programs.prefill(self._params, state, tokens[:, part], segments[:, part])
         return hidden, state, None if seen is None else jnp.asarray(seen)
+
+
+def prefix_type(config: LanguageModel) -> int | None:
+    """Returns the type that tokens of prompts have in a model with a `PrefixLM` mask; None in other models."""
+    designs = [getattr(mixer, "design", None) for mixer in config.mixers]
+    return next((design.token_type for design in designs if isinstance(design, PrefixLM)), None)
+
+
+def _source_of(model: FunctionalModel, sources: Iterable[Any] | None, rows: int) -> Source | None:
+    """Returns the sources of all rows, padded on their right; raises UserError where they do not fit the model."""
+    if (sources is None) != (model.config.encoder is None):
+        what = "needs a source for each prompt" if sources is None else "has no encoder to read sources"
+        raise UserError(f"generation: this model {what}")
+    if sources is None:
+        return None
+    ids = [np.asarray(source, np.int32) for source in sources]
+    if len(ids) != rows or any(one.ndim != 1 or not one.size for one in ids):
+        raise UserError(f"generation needs a source of at least one token for each of the {rows} prompts")
+    tokens, segments = np.zeros((2, rows, max(map(len, ids))), np.int32)
+    for row, one in enumerate(ids):
+        tokens[row, : len(one)], segments[row, : len(one)] = one, 1
+    return Source(context=Context(token_ids=jnp.asarray(tokens), segments=jnp.asarray(segments)))
 
 
 def new_tokens(tokens: Int[np.ndarray, "b n"], left: Int[np.ndarray, " b"], end: int) -> Int[np.ndarray, " b"]:
@@ -169,9 +199,10 @@ def generate(
     sampling: Sampling | None = None,
     *,
     end: int | None = None,
+    sources: Iterable[Any] | None = None,
 ) -> Int[np.ndarray, "b tokens"]:
     """Returns the tokens after each prompt; see `Generation`. After its end token, a row holds nothing but that."""
-    running = Generation(model, params, prompts, tokens, sampling, end=end)
+    running = Generation(model, params, prompts, tokens, sampling, end=end, sources=sources)
     check_memory(running.state_bytes + 4 * tokens * running.rows, f"generating {tokens:,} tokens")
     generated = np.full((running.rows, tokens), -1 if end is None else end, np.int32)
     at = 0
@@ -187,7 +218,7 @@ class GenerationPrograms:
     """The compiled functions of a model. States are donated: each call writes into the memory of the last.
 
     Attributes:
-      start: (params, rows, total) -> the state before any token.
+      start: (params, rows, total, source or None) -> the state before any token.
       prefill: (params, state, tokens, segments) -> hidden vectors of the last tokens, and the state after them.
       decode: (params, carry, keys, values, left, first, end) -> carry, (tokens, log-probabilities, overfull), left:
         PIECE tokens for each row that has so many left. `carry` is what `Generation.prefill` returns; `first` numbers
@@ -206,13 +237,16 @@ def programs_of(model: FunctionalModel, sampling: Sampling) -> GenerationProgram
 
 @functools.lru_cache(maxsize=8)
 def _programs(model: FunctionalModel, greedy: bool, filtered: bool, penalised: bool) -> GenerationPrograms:
-    def start(params: Params, rows: int, total: int) -> ModelState:
-        return model.bind(params).init_state(rows, total)
+    prefix = prefix_type(model.config)
+
+    def start(params: Params, rows: int, total: int, source: Source | None = None) -> ModelState:
+        return model.bind(params).init_state(rows, total, source)
 
     def prefill(
         params: Params, state: ModelState, tokens: Int[Array, "b t"], segments: Int[Array, "b t"]
     ) -> tuple[Float[Array, "b d"], ModelState]:
-        hidden, state = model.bind(params).extend(tokens, state, Context(segments=segments))
+        types = None if prefix is None else jnp.full_like(tokens, prefix)
+        hidden, state = model.bind(params).extend(tokens, state, Context(segments=segments, token_types=types))
         return hidden[:, -1], state
 
     def decode(

@@ -13,8 +13,18 @@ import pytest
 from recollect.configuration import UserError
 from recollect.layers import Attention, Context, Source
 from recollect.layers.modules import LearnedPositions, PrefixLM, Rotary
-from recollect.models import Classifier, Encoder, FunctionalModel, LanguageModel, Projector, parameters_by_part, repeat
-from recollect.pallas_kernels.masks import ORDINARY, PERCEPT
+from recollect.models import (
+    Classifier,
+    Encoder,
+    FunctionalModel,
+    LanguageModel,
+    Projector,
+    Sampling,
+    generate,
+    parameters_by_part,
+    repeat,
+)
+from recollect.pallas_kernels.masks import ORDINARY, PERCEPT, PREFIX
 
 T, S, WIDTH, VOCABULARY = 6, 5, 8, 11
 BOTH_WAYS = Attention(heads=2, positions=Rotary(), causal=False)
@@ -133,3 +143,23 @@ def test_continuous_inputs_and_a_prefix_that_sees_itself():
 def test_an_encoder_and_cross_mixers_need_each_other(changes, message):
     with pytest.raises(UserError, match=message):
         chz.replace(DECODER, **changes)
+
+
+def test_generation_reads_sources_and_shows_prompts_of_a_prefix_whole():
+    """Greedy tokens of a decoder beside sources of different lengths, and of a prefix model, are those of whole
+    sequences."""
+    prefix = LanguageModel(width=WIDTH, stages=repeat(Attention(heads=2, design=PrefixLM()), depth=1))
+    sources = [[3, 1, 4, 1], [5, 9]]
+    for config in (DECODER, prefix):
+        model, params = made(config)
+        more = {"sources": sources} if config is DECODER else {}
+        found = generate(model, params, [[1, 2, 3], [7, 8, 2]], 2, Sampling(temperature=0), **more)
+        for row, prompt in enumerate(([1, 2, 3], [7, 8, 2])):
+            types = jnp.asarray([[PREFIX] * 3 + [ORDINARY]])
+            tokens = jnp.asarray([[*prompt, int(found[row, 0])]])
+            source = of(jnp.asarray([sources[row]])) if more else None
+            context = Context(token_types=types, source=source)
+            logits = np.asarray(model.bind(params)(tokens, context))[0]
+            np.testing.assert_array_equal(logits[2:].argmax(-1), found[row])
+    with pytest.raises(UserError, match="needs a source"):
+        generate(made(DECODER)[0], params, [[1]], 1)

@@ -184,7 +184,8 @@ def test_mistakes(prompts, tokens, settings, message):
 def test_a_state_that_is_too_short_is_noticed(monkeypatch):
     """No text from a state that dropped tokens, whoever made it."""
     make = LanguageModelModule.init_state
-    monkeypatch.setattr(LanguageModelModule, "init_state", lambda self, batch, length: make(self, batch, length - 2))
+    shorter = lambda self, batch, length, source=None: make(self, batch, length - 2, source)  # noqa: E731
+    monkeypatch.setattr(LanguageModelModule, "init_state", shorter)
     with pytest.raises(UserError, match="prompt of 5 tokens and 7 more do not fit into the decoding state"):
         generate(MODEL, PARAMS, PROMPTS, 7, GREEDY)
 

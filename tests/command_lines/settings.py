@@ -81,7 +81,7 @@ LINES = [
     refused("run.lr=1", "did you mean optimizer.learning_rate=1?"),
     refused("...lr=1", "did you mean optimizer.learning_rate=1?"),
     # what a part has
-    refused("zzz=1", "it has name, model, data, optimizer, loss, run (`describe NAME --config` lists every field)"),
+    refused("zzz=1", "it has name, task, model, data, optimizer, loss, run (`describe NAME --config` lists"),
     refused("data.lenght=32", "did you mean data.length=32? It has evaluation_examples, "),
     refused("modle.width=32", "did you mean model.width=32?"),
     refused("model.width.x=32", "it is a value, without fields"),
@@ -124,7 +124,7 @@ LINES = [
     refused(f"{PATTERN}.1=Based", "did you mean LinearAttention?"),
     refused("model.lora.rank=4", "model.lora is None; set model.lora=LoRA first"),
     refused("run.steps.x=4", "run.steps (int) has no field 'x'"),
-    refused("model=MQAR", "MQAR is no LanguageModel; it takes a LanguageModel only"),
+    refused("model=MQAR", "MQAR is no LanguageModel; there are Autoencoder, LanguageModel"),
     refused("optimizer.betas=(0.9,0.95)", "did you mean optimizer.beta1=0.9 optimizer.beta2=0.95?"),
     refused("...nothere=2", "nothing in the experiment has a field 'nothere'; `describe"),
     # whole paths of values that classes refuse

@@ -117,7 +117,10 @@ def test_a_maximum_length_is_enforced():
 
 def test_laws_are_asked_by_traits():
     everything = Traits()
-    assert [law for law in laws.LAWS if laws.not_asked(law, everything)] == ["law_14_maximum_length"]
+    left_out = [law for law in laws.LAWS if laws.not_asked(law, everything)]
+    assert left_out == ["law_14_maximum_length", "law_15_noncausal", "law_16_source"]
+    assert laws.not_asked("law_15_noncausal", Traits(causal=False)) is None
+    assert laws.not_asked("law_16_source", Traits(cross=True)) is None
     assert laws.not_asked("law_1_causal", Traits(causal=False)) == "traits.causal is False"
     for law in streaming_laws.LAWS:
         assert laws.not_asked(law, Traits(streams=False)) == "traits.streams is False"

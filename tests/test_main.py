@@ -57,7 +57,7 @@ def test_every_experiment_loads_and_bears_its_name(name):
 @pytest.mark.parametrize("name", [name for name, entry in entries().items() if entry.kind == "study"])
 def test_every_study_loads(name):
     study = load(name, "study")
-    names = [experiment.name for experiment in study.experiments]
+    names = [(experiment.task, experiment.name) for experiment in study.experiments]
     assert len(names) == len(set(names)) and study.sweep
 
 

@@ -81,7 +81,10 @@ LINES = [
     refused("run.lr=1", "did you mean optimizer.learning_rate=1?"),
     refused("...lr=1", "did you mean optimizer.learning_rate=1?"),
     # what a part has
-    refused("zzz=1", "it has name, task, model, data, optimizer, loss, run (`describe NAME --config` lists"),
+    refused(
+        "zzz=1",
+        "it has name, task, model, data, optimizer, loss, run (`describe NAME --config` lists every field)",
+    ),
     refused("data.lenght=32", "did you mean data.length=32? It has evaluation_examples, "),
     refused("modle.width=32", "did you mean model.width=32?"),
     refused("model.width.x=32", "it is a value, without fields"),

@@ -131,7 +131,7 @@ def test_laws_are_asked_by_traits():
 
 
 def test_a_gradient_that_cancels_may_be_off_by_rounding_of_the_largest(monkeypatch):
-    """The tolerance of law 8 has a floor of two units of rounding of the model's largest gradient, and no more."""
+    """The tolerance of law 8 has a floor of one unit of rounding of the model's largest gradient, and no more."""
     from recollect.training import laws as trained
 
     def steps(off):

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from recollect.configuration import UserError
 from recollect.layers.mixer import Context, Mixer, MixerConfig, MixerOutput, Place, State
 from recollect.layers.traits import Traits
-from recollect.pallas_kernels.segments import segments_before
+from recollect.pallas_kernels.segments import document_starts
 
 
 @chz.chz(typecheck=True)
@@ -96,6 +96,5 @@ def _from_the_first(positions: Int[Array, "b t"], segments: Int[Array, "b t"] | 
     """Returns how far below the first token's position of its document each token's is."""
     if segments is None:
         return positions[:, :1] - positions
-    starts = (segments != 0) & (segments != segments_before(segments))
-    start = jax.lax.cummax(jnp.where(starts, jnp.arange(starts.shape[1]), 0), axis=1)
+    start = jax.lax.cummax(jnp.where(document_starts(segments), jnp.arange(segments.shape[1]), 0), axis=1)
     return jnp.take_along_axis(positions, start, axis=1) - positions

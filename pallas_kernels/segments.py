@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Shaped
+from jaxtyping import Array, Bool, Int, Shaped
 
 if TYPE_CHECKING:
     KnownArray = jax.Array
@@ -28,11 +28,15 @@ def segments_before(segment_ids: Int[Array, "b t"], first: Int[Array, " b"] | No
     return jnp.concatenate([first[:, None], carry_segments(segment_ids, first)[:, :-1]], axis=1)
 
 
+def document_starts(segment_ids: Int[Array, "b t"], first: Int[Array, " b"] | None = None) -> Bool[Array, "b t"]:
+    """Returns which tokens are the first of a document; one of segment `first` stands before each row, or none."""
+    return (segment_ids != 0) & (segment_ids != segments_before(segment_ids, first))
+
+
 def document_numbers(segment_ids: Int[Array, "b t"]) -> Int[Array, "b t"]:
     """Returns 0 for tokens of the first document that a row has, 1 for the next, and so on; padding gets the number of
     the document before it."""
-    starts = (segment_ids != 0) & (segment_ids != segments_before(segment_ids))
-    return jnp.maximum(jnp.cumsum(starts, axis=1, dtype=jnp.int32) - 1, 0)
+    return jnp.maximum(jnp.cumsum(document_starts(segment_ids), axis=1, dtype=jnp.int32) - 1, 0)
 
 
 def zero_padding(x: Shaped[Array, "b t ..."], segment_ids: Int[KnownArray, "b t"] | None) -> Shaped[Array, "b t ..."]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from recollect.layers.context import Context
-from recollect.pallas_kernels.segments import document_numbers, segments_before
+from recollect.pallas_kernels.segments import document_numbers, document_starts
 
 Fields = Mapping[str, Int[Array, "b t"]]
 """By name: segments, and of cells grid (from 1, 0 elsewhere), ring, row and column."""
@@ -49,7 +49,7 @@ def parallel(fields: Fields) -> Int[Array, "b t"]:
     is_cell = (grid > 0) & (segments != 0)
     cells, text = _before(is_cell, segments), _before(~is_cell, segments)
     before = jnp.pad(grid, ((0, 0), (1, 0)))[:, :-1]
-    opens = is_cell & ((grid != before) | (segments != segments_before(segments)))
+    opens = is_cell & ((grid != before) | document_starts(segments))
     within = cells - jax.lax.cummax(jnp.where(opens, cells, 0), axis=1)
     # The longest grid so far of the document: numbers of documents keep those of earlier ones below.
     scale = 1 + segments.shape[1]
@@ -66,5 +66,4 @@ def _before(counted: Bool[Array, "b t"], segments: Int[Array, "b t"]) -> Int[Arr
 
 def _at_start(count: Int[Array, "b t"], segments: Int[Array, "b t"]) -> Int[Array, "b t"]:
     """Returns the count at the start of each token's document."""
-    starts = (segments != 0) & (segments != segments_before(segments))
-    return jax.lax.cummax(jnp.where(starts, count, 0), axis=1)
+    return jax.lax.cummax(jnp.where(document_starts(segments), count, 0), axis=1)

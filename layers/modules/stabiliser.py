@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from recollect.pallas_kernels.segments import segments_before
+from recollect.pallas_kernels.segments import document_starts
 
 NEVER = -1e30
 """Stands for minus infinity, whose differences are not numbers."""
@@ -29,7 +29,7 @@ def running_maximum(
     before = jnp.zeros((b, h), log_decay.dtype) if initial_state is None else initial_state
     if segment_ids is not None:
         real = (segment_ids != 0)[..., None]
-        starts = real & (segment_ids != segments_before(segment_ids, initial_segment))[..., None]
+        starts = document_starts(segment_ids, initial_segment)[..., None]
         log_input = jnp.where(real, jnp.where(starts, jnp.maximum(log_decay, log_input), log_input), NEVER)
         log_decay = jnp.where(real, jnp.where(starts, NEVER, log_decay), 0)
 

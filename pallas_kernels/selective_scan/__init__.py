@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from recollect.pallas_kernels.dispatch import choose
-from recollect.pallas_kernels.segments import segments_before, zero_padding
+from recollect.pallas_kernels.segments import document_starts, zero_padding
 from recollect.pallas_kernels.selective_scan import reference
 
 BACKENDS = {
@@ -64,8 +64,7 @@ def selective_scan(
     rows = {"u": u, "step": step, "write": write, "read": read}
     rows = {name: zero_padding(x, segment_ids).astype(dtype) for name, x in rows.items()}  # steps of 0 change nothing
     if segment_ids is not None:
-        starts = (segment_ids != 0) & (segment_ids != segments_before(segment_ids, initial_segment))
-        rows["kept"] = 1 - starts.astype(dtype)
+        rows["kept"] = 1 - document_starts(segment_ids, initial_segment).astype(dtype)
     state = jnp.zeros((b, f, log_decay.shape[1]), dtype) if initial_state is None else initial_state.astype(dtype)
     arguments = (rows, log_decay.astype(dtype), state)
     run: Callable[..., Any] = reference.selective_scan

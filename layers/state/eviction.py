@@ -69,6 +69,15 @@ class Slots:
             None if self.mass is None else write(self.mass, jnp.zeros(())),
         )
 
+    def append(self, new: NewTokens) -> Slots:
+        """Returns the slots of all tokens, in order of arrival, with one more per row; padding changes nothing."""
+        return self.put(jnp.where(new.valid, new.number, self.keys.shape[2])[:, None], new)
+
+    def listed(self, index: Int[Array, "#b #g n"], exists: Bool[Array, "#b #g n"]) -> Slots:
+        """Returns the slots at `index`; where one does not exist, an empty one."""
+        few = self.take(jnp.clip(index, 0, self.keys.shape[2] - 1))
+        return dataclasses.replace(few, segments=jnp.where(exists, few.segments, 0))
+
     def take(self, index: Int[Array, "#b #g n"]) -> Slots:
         """Returns the slots at `index`, whose heads the fields have too."""
 

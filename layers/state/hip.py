@@ -77,8 +77,7 @@ class HiP(CachePolicy):
         self, cache: SearchedSlots, q: Float[Array, "b g r k"], new: NewTokens, read: Reader
     ) -> tuple[Float[Array, "b 1 h v"], SearchedSlots, Float[Array, " b"]]:
         valid, number, before = new.valid[:, 0], new.number[:, 0], cache
-        slots = cache.all.put(jnp.where(valid, number, cache.all.keys.shape[2])[:, None, None], new)
-        cache = dataclasses.replace(cache, all=slots, age=cache.age + 1)
+        cache = dataclasses.replace(cache, all=cache.all.append(new), age=cache.age + 1)
         due = before.age >= self.every
 
         def search(cache: SearchedSlots) -> tuple[SearchedSlots, Float[Array, " b"]]:
@@ -137,5 +136,4 @@ class HiP(CachePolicy):
         searched = (found >= self.sinks) & (jnp.repeat(cache.found, self.block, axis=2) >= 0)
         slots = jnp.concatenate([sinks, found, near], axis=2).astype(jnp.int32)
         exists = jnp.concatenate([sinks < start, searched, near <= number], axis=2)
-        read = cache.all.take(jnp.clip(slots, 0, cache.all.keys.shape[2] - 1))
-        return dataclasses.replace(read.view(), segments=jnp.where(exists, read.segments, 0), slots=slots)
+        return dataclasses.replace(cache.all.listed(slots, exists).view(), slots=slots)

@@ -66,10 +66,9 @@ class LongHeads(CachePolicy):
         self, cache: ChunkedSlots, q: Float[Array, "b g r k"], new: NewTokens, read: Reader
     ) -> tuple[Float[Array, "b 1 h v"], ChunkedSlots, Float[Array, " b"]]:
         b, number, valid = len(q), new.number[:, 0], new.valid[:, 0]
-        slots = cache.all.put(jnp.where(valid, number, cache.all.keys.shape[2])[:, None, None], new)
         at = jnp.where(valid, number % self.chunk, self.chunk)
         queries = cache.queries.at[jnp.arange(b), :, at].set(q.astype(cache.queries.dtype), mode="drop")
-        cache = ChunkedSlots(slots, cache.chunk_keys, queries)
+        cache = ChunkedSlots(cache.all.append(new), cache.chunk_keys, queries)
         view = self._chosen(cache, q, number)
         out, _ = read((view,))
         complete = at == self.chunk - 1
@@ -98,14 +97,13 @@ class LongHeads(CachePolicy):
         best, chunks = jax.lax.top_k(scores, min(self.top, n))
         chunks = jnp.sort(jnp.where(best > -jnp.inf, chunks, n), axis=-1)[..., None]
         slots = (chunks * size + jnp.arange(size)).reshape(*chunks.shape[:2], -1)
-        exists = slots <= number[:, None, None]
-        read = cache.all.take(jnp.minimum(slots, cache.all.keys.shape[2] - 1))
+        read = cache.all.listed(slots, slots <= number[:, None, None])
         last = jnp.sum(chunks[..., 0] < n, axis=-1, keepdims=True, dtype=jnp.int32) - 1
         return View(
             read.keys,
             read.values,
             jnp.broadcast_to(jnp.arange(slots.shape[2], dtype=jnp.int32), slots.shape),
-            jnp.where(exists, read.segments, 0),
+            read.segments,
             query_positions=(last * size + (number % size)[:, None, None]),
             slots=slots,
             unrotated=True,

@@ -68,8 +68,7 @@ class Recycled(CachePolicy):
         )
 
     def append(self, cache: RecycledSlots, new: NewTokens) -> RecycledSlots:
-        slot = jnp.where(new.valid, new.number, cache.all.keys.shape[2])
-        return dataclasses.replace(cache, all=cache.all.put(slot[:, None], new))
+        return dataclasses.replace(cache, all=cache.all.append(new))
 
     def step(
         self, cache: RecycledSlots, q: Float[Array, "b g r k"], new: NewTokens, read: Reader
@@ -83,7 +82,7 @@ class Recycled(CachePolicy):
         def some(cache: RecycledSlots) -> tuple:
             least = jnp.argmin(jnp.where(cache.top < 0, -1.0, cache.mass), axis=-1)[..., None]
             top = jnp.put_along_axis(cache.top, least, new.number[:, None], axis=-1, inplace=False)
-            view = self._listed(cache.all, top)
+            view = cache.all.listed(top, top >= 0).view()
             out, (mass,) = read((view,))
             return out, dataclasses.replace(cache, top=top, mass=mass, age=age), view.keys_read()
 
@@ -120,10 +119,6 @@ class Recycled(CachePolicy):
         """Returns the cache after a full step that gave each token this mass."""
         mass, top = jax.lax.top_k(jnp.where(cache.all.segments != 0, mass, -1.0), cache.top.shape[2])
         return dataclasses.replace(cache, top=jnp.where(mass < 0, -1, top), mass=mass, age=jnp.ones_like(cache.age))
-
-    def _listed(self, slots: Slots, top: Int[Array, "b g n"]) -> View:
-        few = slots.take(jnp.maximum(top, 0))
-        return dataclasses.replace(few.view(), segments=jnp.where(top < 0, 0, few.segments))
 
 
 def _cosine(a: Float[Array, "b g r k"], b: Float[Array, "b g r k"]) -> Float[Array, " b"]:

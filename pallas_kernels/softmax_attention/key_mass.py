@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from recollect.pallas_kernels.chunking import in_parts_with_sums
 from recollect.pallas_kernels.masks import Mask, TokenFields
 
 BLOCK = 128
@@ -49,26 +50,19 @@ def key_mass(
         if bias is not None:
             shape = (index.shape[0], *bias.shape[1:])
             bias = jnp.take_along_axis(jnp.broadcast_to(bias, shape), index[:, None, :, None], axis=2)
-    (b, t, h, dim), (s, groups) = q.shape, k.shape[1:3]
+    (b, _, h, dim), (s, groups) = q.shape, k.shape[1:3]
     scale = dim**-0.5 if scale is None else scale
-    size = min(BLOCK, t)
-    blocks = -(-t // size)
 
-    def split(x: jax.Array, axis: int = 1) -> jax.Array:
-        """Returns blocks of queries with an axis over them in front; those of padding have segment 0."""
-        x = jnp.pad(x, [(0, blocks * size - t if at == axis else 0) for at in range(x.ndim)])
-        return jnp.moveaxis(x.reshape(*x.shape[:axis], blocks, size, *x.shape[axis + 1 :]), axis, 0)
-
-    def step(mass: jax.Array, part: tuple) -> tuple[jax.Array, None]:
+    def step(mass: jax.Array, part: tuple) -> tuple[jax.Array, jax.Array]:
         q, lse, fields, bias = part
         wide = jnp.promote_types(q.dtype, jnp.float32)
-        grouped = q.reshape(b, size, groups, h // groups, dim)
-        scores = jnp.einsum("btgrk,bsgk->bgrts", grouped, k, preferred_element_type=wide).reshape(b, h, size, s) * scale
-        scores = scores if bias is None else scores + bias
+        grouped = q.reshape(b, -1, groups, h // groups, dim)
+        scores = jnp.einsum("btgrk,bsgk->bgrts", grouped, k, preferred_element_type=wide).reshape(b, h, -1, s) * scale
+        scores = scores if bias is None else scores + jnp.moveaxis(bias, 1, 2)
         lse = jnp.moveaxis(lse, 2, 1)[..., None]
         seen = mask.dense(fields, key_fields)[:, None] & (lse > -jnp.inf)
         weights = jnp.where(seen, jnp.exp(jnp.where(seen, scores - lse, 0)), 0)
-        return mass + jnp.sum(weights, axis=2, dtype=jnp.float32), None
+        return mass + jnp.sum(weights, axis=2, dtype=jnp.float32), fields.segments
 
-    parts = (split(q), split(lse), jax.tree.map(split, query_fields), None if bias is None else split(bias, 2))
-    return jax.lax.scan(step, jnp.zeros((b, h, s), jnp.float32), parts)[0]
+    arrays = (q, lse, query_fields, None if bias is None else jnp.moveaxis(bias, 2, 1))
+    return in_parts_with_sums(step, jnp.zeros((b, h, s), jnp.float32), arrays, BLOCK)[0]

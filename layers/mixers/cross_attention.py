@@ -47,10 +47,7 @@ class CrossReader(Mixer):
     def init_cross_state(self, source: Source, dtype: Any = jnp.float32) -> SourceState:
         """Returns the source's keys and values, stored in `dtype`."""
         keys, values, fields = self._source(source)
-        keys, values = (
-            jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, part)
-            for part in (keys, values)
-        )
+        keys, values = _floats_as(dtype, (keys, values))
         positions = fields["key_positions"]
         segments = jnp.ones_like(positions) if fields["key_segments"] is None else fields["key_segments"]
         cursor = Cursor.start(positions.shape[0])
@@ -67,10 +64,7 @@ class CrossReader(Mixer):
     ) -> tuple[MixerOutput, SourceState]:
         """Returns the outputs for the next tokens, and the state after them."""
         tokens, cursor = state.cursor.read(context, *x.shape[:2])
-        keys, values = (
-            jax.tree.map(lambda leaf: leaf.astype(x.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, part)
-            for part in (state.keys, state.values)
-        )
+        keys, values = _floats_as(x.dtype, (state.keys, state.values))
         fields = {"key_positions": state.positions, "key_segments": state.segments, "key_fields": state.further}
         return self._read(x, tokens, keys, values, fields), dataclasses.replace(state, cursor=cursor)
 
@@ -105,3 +99,8 @@ class CrossReader(Mixer):
     def _mix(self, x: Any, q: Any, k: Any, v: Any, fields: dict[str, Any]) -> MixerOutput:
         """Returns the output from queries, keys, values and their fields."""
         raise NotImplementedError
+
+
+def _floats_as(dtype: Any, tree: Any) -> Any:
+    """Returns the tree with its floating-point arrays in this dtype."""
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)

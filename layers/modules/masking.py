@@ -21,15 +21,19 @@ def further_fields(mask: Mask | None, context: Context) -> dict[str, Int[Array, 
     """Returns the fields beside positions and segments that a mask reads, by name, as far as the context has them."""
     if mask is None:
         return {}
-    known = {"token_types": context.token_types, **(context.fields or {})}
+    known = _known(context)
     return {name: field for name in sorted(mask.fields - GIVEN) if (field := known.get(name)) is not None}
 
 
 def given(names: Iterable[str], tokens: Context) -> dict[str, Int[Array, "b t"]]:
     """Returns fields of a stream's tokens by name; 0 where the call does not give them, as of generated text."""
     assert tokens.segments is not None
-    known = {"token_types": tokens.token_types, **(tokens.fields or {})}
+    known = _known(tokens)
     return {name: jnp.zeros_like(tokens.segments) if (x := known.get(name)) is None else x for name in names}
+
+
+def _known(tokens: Context) -> dict[str, Any]:
+    return {"token_types": tokens.token_types, **(tokens.fields or {})}
 
 
 def mask_arguments(mask: Mask, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from recollect.data.batch import Batch
 from recollect.layers.mixer import Context, MixerOutput
 from recollect.layers.state import keys_read
 from recollect.models.functional import Params, state_bytes_at
-from recollect.models.language_model import LanguageModelModule
+from recollect.models.language_model import LanguageModel, LanguageModelModule
 from recollect.training.evaluator import evaluate
 from recollect.training.experiment import Experiment
 from recollect.training.loss import losses
@@ -63,6 +63,11 @@ class StreamedModule:
     module: LanguageModelModule
     prefill: int
 
+    @property
+    def config(self) -> LanguageModel:
+        """The model's config."""
+        return self.module.config
+
     def head_kernel(self) -> jax.Array:
         """Returns the head's matrix."""
         return self.module.head_kernel()
@@ -70,6 +75,8 @@ class StreamedModule:
     def hidden(self, tokens: Int[Array, "b t"], context: Context) -> MixerOutput:
         """Returns the hidden vectors of tokens that are given one by one, but for those of the prefill; as metrics
         their number without padding and the keys that they read, sums."""
+        if any(known is not None for known in (context.token_types, context.fields, context.vectors, context.source)):
+            raise UserError("--streamed gives plain tokens, and this task's have types, fields, vectors or a source")
         b, t = tokens.shape
         segments = jnp.ones_like(tokens) if context.segments is None else context.segments
         state: Any = self.module.init_state(b, t)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from recollect.configuration import UserError, apply_overrides
-from recollect.data.synthetics import MQAR
+from recollect.data.synthetics import MQAR, GridQuestions
+from recollect.data.text import Text
 from recollect.layers import Attention, BaseConvolution
 from recollect.models import LanguageModel, repeat
 from recollect.training.checkpoint.load import evaluate_run
@@ -48,8 +49,23 @@ def test_a_policy_of_the_command_line_changes_what_is_held_and_read(params):
     assert streamed["loss"] != evaluate_streamed(EXPERIMENT, params, PREFILL)["loss"]
 
 
+def test_text_is_streamed_too(tmp_path):
+    (tmp_path / "corpus.txt").write_text("a text of some words, and of more words. " * 50)
+    experiment = chz.replace(
+        EXPERIMENT, data=Text(source=str(tmp_path), length=16, held_out_bytes=256), run=chz.replace(Run(), batch_size=4)
+    )
+    program = program_for(experiment)
+    params = program.model.init(jax.random.key(0))
+    streamed, whole = evaluate_streamed(experiment, params, PREFILL), evaluate(program, params, 0, final=True)
+    np.testing.assert_allclose(streamed["bits_per_byte"], whole["bits_per_byte"], rtol=1e-5)
+    assert 0 < streamed["keys_read"] <= 16
+
+
 def test_what_cannot_be_streamed_is_refused(params, tmp_path):
     with pytest.raises(UserError, match="--prefill 16: must leave a token"):
         evaluate_streamed(EXPERIMENT, params, 16)
+    grid = chz.replace(EXPERIMENT, data=GridQuestions(side=2, objects=2, questions=2, evaluation_examples=16))
+    with pytest.raises(UserError, match="--streamed gives plain tokens"):
+        evaluate_streamed(grid, program_for(grid).model.init(jax.random.key(0)), 2)
     with pytest.raises(UserError, match="add --streamed"):
         evaluate_run(tmp_path, ["model...cache=Full"])

@@ -7,9 +7,11 @@ A new one is a subclass with `mask`.
 
 from __future__ import annotations
 
+import abc
+
 import chz
 
-from recollect.configuration import Config, UserError
+from recollect.configuration import Config
 from recollect.pallas_kernels.mask_expressions import PREFIX, Mask
 from recollect.pallas_kernels.masks import Causal, KeyIs, QueryIs
 
@@ -19,9 +21,9 @@ class MaskDesign(Config):
     """Base of the designs. Over ordinary tokens alone a design is causal, so that text streams; tokens that see later
     ones must be given to `extend` in one call with these."""
 
+    @abc.abstractmethod
     def mask(self) -> Mask:
         """Returns which keys a query sees, within its document."""
-        raise UserError(f"{type(self).__name__} states no mask: name PrefixLM, or a subclass of MaskDesign")
 
 
 @chz.chz(typecheck=True)

@@ -7,8 +7,8 @@ Percepts are no queries: their outputs are zeros. Text reads what its layer's ow
 layer's keys and values, instead of percepts that other layers have changed; so there is no attention among percepts,
 and they need no MLP.
 
-Yuan et al., SAISA (arXiv 2502.02458); icip-cas/SAISA. There the layer's input norm also normalises m; here m
-has a norm of its own.
+Yuan et al., SAISA (arXiv 2502.02458); icip-cas/SAISA. There the layer's input norm also normalises m; here m has a norm
+of its own.
 
 Easy to get wrong: percepts keep their places in the sequence, and so do the positions of the text behind them.
 """

@@ -8,17 +8,14 @@ is the nearest:
     p_j = e - |n| + (place of j in n) - sum_{m: w_m > w_n} |m|    position of its token j, per head and reader
 
 e is the first position behind all segments, and q and k have no positions in w; the w of a segment that reads are
-summed over its tokens, and it ranks itself first. So a
-segment sees itself causally and all of the others, and tokens behind see everything, with rotary positions that are
-another's for each head and reader. Moving a segment back by some positions turns its keys as moving the query forward
-by them does, which is how they are computed here: one rotated query per segment, in (b, h, n, t, k).
+summed over its tokens, and it ranks itself first. So a segment sees itself causally and all of the others, and tokens
+behind see everything, with rotary positions that differ by head and reader. Moving a segment back by some positions
+turns its keys as moving the query forward by them does, which is how they are computed here: one rotated query per
+segment, in (b, h, n, t, k).
 
 Wang et al., Eliminating Position Bias of Language Models (arXiv 2407.01100), section 3; wzq016/PINE. Quadratic in
-memory: a reference to compare with; `PlannedAttention(plan="parallel")` is invariant, too,
-and runs on kernels.
-
-Easy to get wrong: segments of equal importance must get equal positions, since any choice between them would follow
-their order; so a segment moves by the lengths of the segments that matter more, which needs no sort.
+memory: a reference to compare with; `PlannedAttention(plan="parallel")` is invariant, too, and runs on kernels. How
+segments are ranked and laid out is in layers/modules/segment_layout.py.
 """
 
 from __future__ import annotations
@@ -28,7 +25,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import chz
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
@@ -38,6 +34,7 @@ from recollect.layers.mixer import Context, MixerOutput, Place, Traits, zero_pad
 from recollect.layers.mixers.attention import SoftmaxAttention, SoftmaxConfig
 from recollect.layers.modules import position_plans
 from recollect.layers.modules.positions import PositionsConfig, Rotary
+from recollect.layers.modules.segment_layout import importance, moves, stacked
 from recollect.layers.packing import token_positions
 from recollect.pallas_kernels.masks import Causal, KeyIs, Mask, QueryIs, Same, SameSegment
 from recollect.pallas_kernels.scheduled_attention.block_schedule import pairs_allowed
@@ -127,35 +124,3 @@ class PositionInvariantAttentionMixer(SoftmaxAttention):
         queries = rotary.rotate(queries[..., None, :], at)[..., 0, :]
         keys = rotary.rotate(k, placed)[:, :, None] * parts[..., None, None].astype(k.dtype)
         return jnp.einsum("bhntk,bsnhk->bhts", queries, keys, preferred_element_type=jnp.float32)
-
-
-def importance(
-    q: Float[Array, "b t h k"], k: Float[Array, "b s h k"], members: Bool[Array, "b t n"], same: Bool[Array, "b t s"]
-) -> Float[Array, "b h t n"]:
-    """Returns each segment's importance to each token's reader, infinite for the reader's own segment. `same` pairs are
-    of one document."""
-    n = members.astype(jnp.float32)
-    own = jnp.einsum("btn,bsn->bts", n, n) > 0
-    seen = same & jnp.any(members, axis=2)[:, None, :] & ~own
-    scores = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    weights, total, _ = unnormalised_softmax(jnp.where(seen[:, None], scores, -jnp.inf))
-    mass = (
-        jnp.einsum("bhts,bsn->bhtn", weights / total[..., None], n) / jnp.maximum(jnp.sum(n, axis=1), 1)[:, None, None]
-    )
-    of_segment = jnp.einsum("bhtn,btm,bum->bhun", mass, n, n)
-    within = jnp.any(members, axis=2)[:, None, :, None]
-    return jax.lax.stop_gradient(jnp.where(members[:, None], jnp.inf, jnp.where(within, of_segment, mass)))
-
-
-def moves(importance: Float[Array, "b h t n"], members: Bool[Array, "b t n"]) -> Int[Array, "b h t n"]:
-    """Returns by how much each segment is moved back: the tokens of the segments that matter more."""
-    lengths = jnp.sum(members, axis=1, dtype=jnp.int32)
-    more = importance[..., None, :] > importance[..., :, None]
-    return jnp.einsum("bhtnm,bm->bhtn", more.astype(jnp.int32), lengths)
-
-
-def stacked(positions: Int[Array, "b t"], members: Bool[Array, "b t n"]) -> Int[Array, "b t"]:
-    """Returns the positions at which all segments end where the last one does."""
-    ends = jnp.max(jnp.where(members, positions[:, :, None], -1), axis=1)  # (b, n)
-    own_end = jnp.sum(jnp.where(members, ends[:, None], 0), axis=2)
-    return jnp.where(jnp.any(members, axis=2), positions + jnp.max(ends, axis=1, keepdims=True) - own_end, positions)

@@ -13,7 +13,7 @@ __getattr__, __all__ = lazy_names(
         "plots": "accuracy_by_slice accuracy_map draw_all learning_curves recall_vs_state score_by_rate "
         "throughput_vs_state training_losses",
         "results": "RunResult find_runs load_run load_runs",
-        "study_results": "study_results write_study_results",
+        "study_results": "summarise_study write_study_results",
         "summaries": "RatePoint Summary best_setting by_learning_rate group_by_label group_by_task summarise",
         "table": "format_table write_csv",
         "text_slices": "evaluate_text",

@@ -37,7 +37,7 @@ from recollect.evaluation.results import RunResult
 from recollect.evaluation.summaries import RatePoint, Summary, group_by_label, group_by_task, summarise, task_name
 
 
-def study_results(runs: Sequence[RunResult], folder: Path) -> dict[str, Any]:
+def summarise_study(runs: Sequence[RunResult], folder: Path) -> dict[str, Any]:
     """Returns what results.json in `folder` holds of finished runs, JSON-ready."""
     tasks: dict[str, Any] = {}
     cells: dict[tuple[str, str], dict[str, Any]] = {}
@@ -52,9 +52,9 @@ def study_results(runs: Sequence[RunResult], folder: Path) -> dict[str, Any]:
 
 
 def write_study_results(path: Path, runs: Sequence[RunResult]) -> None:
-    """Writes `study_results` to a file; raises UserError where it cannot be written."""
+    """Writes `summarise_study` to a file; raises UserError where it cannot be written."""
     try:
-        write_json(path, study_results(runs, path.parent))
+        write_json(path, summarise_study(runs, path.parent))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 

@@ -42,6 +42,8 @@ def classes_in(package: str, base: type) -> set[str]:
 def test_public_names_are_there_and_documented(package):
     module = importlib.import_module(f"recollect.{package}")
     assert module.__doc__ and module.__all__
+    if "__getattr__" in vars(module):  # importing a module of the same name would hide a name that is looked up lazily
+        assert not {info.name for info in pkgutil.iter_modules(module.__path__)} & set(module.__all__)
     for name in module.__all__:
         value = getattr(module, name)
         assert not inspect.ismodule(value), f"{package}.{name} is a module"

@@ -8,7 +8,7 @@ import pytest
 from recollect.evaluation.intervals import mean_interval
 from recollect.evaluation.matrix import format_matrix
 from recollect.evaluation.results import load_runs
-from recollect.evaluation.study_results import study_results, write_study_results
+from recollect.evaluation.study_results import summarise_study, write_study_results
 from recollect.evaluation.summaries import summarise
 from tests.evaluation.folders import write_run
 
@@ -62,7 +62,7 @@ def test_sensitivity_is_the_fall_at_the_neighbouring_rates(runs):
 def test_results_json_has_every_cell_by_name(runs, tmp_path):
     write_study_results(tmp_path / "results.json", runs)
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results == study_results(runs, tmp_path)
+    assert results == summarise_study(runs, tmp_path)
     assert results["tasks"].keys() == {"recall", "parity"} and results["mixers"].keys() == {"gla", "window"}
     assert results["tasks"]["parity"]["data"] == {"class": "StateTracking"}
     cells = {(cell["task"], cell["mixer"]): cell for cell in results["cells"]}
@@ -73,7 +73,7 @@ def test_results_json_has_every_cell_by_name(runs, tmp_path):
         {str(seed): score for seed, score in enumerate(scores)} for scores in SCORES["recall", "gla"].values()
     ]
     assert all((tmp_path / run / "config.json").exists() for rate in cell["rates"] for run in rate["runs"].values())
-    only = study_results([run for run in runs if run.config["task"] == "parity"], tmp_path)
+    only = summarise_study([run for run in runs if run.config["task"] == "parity"], tmp_path)
     assert only["tasks"].keys() == {"parity"}  # a single task keeps its name
 
 

@@ -23,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prefill", type=at_least(1), metavar="N", help="streamed: first tokens that are given at once (default: 0)"
     )
+    text = "streamed: search the first --prefill tokens window by window, and keep sentences (docs/caches.md)"
+    parser.add_argument("--infini-retri", metavar="window=N,top=N,...", help=text)
     parser.add_argument("--tasks", metavar="NAME,NAME", help="tasks of lm_eval, which must be installed")
     parser.add_argument("--include-path", type=path, metavar="FOLDER", help="tasks: of further ones, in YAML")
     parser.add_argument("--limit", type=at_least(1), metavar="N", help="tasks: examples of each")
@@ -39,13 +41,17 @@ def run(options: argparse.Namespace) -> int:
     load_files(options, options.run)
     if options.prefill and not options.streamed:
         raise UserError("--prefill is of streamed evaluation: add --streamed")
+    if options.infini_retri is not None and not options.prefill:
+        raise UserError("--infini-retri searches the context that a question is about: add --streamed --prefill N")
     if options.streamed and options.tasks is not None:
         raise UserError("--streamed evaluates on the run's own data; --tasks does not stream")
     if options.tasks is not None:
         print(json.dumps(finite(run_harness(options)), indent=2))
         return 0
     prefill = (options.prefill or 0) if options.streamed else None
-    print(json.dumps(finite(evaluate_run(options.run, options.overrides, prefill=prefill)), indent=2))
+    search = None if options.infini_retri is None else options.infini_retri.split(",")
+    metrics = evaluate_run(options.run, options.overrides, prefill=prefill, search=search)
+    print(json.dumps(finite(metrics), indent=2))
     return 0
 
 

@@ -11,6 +11,7 @@ from recollect.models.conversion import converted
 from recollect.models.encoder import Encoder, EncoderModule
 from recollect.models.functional import FunctionalModel, count, flatten, nest, state_bytes_at
 from recollect.models.generation import Generation, GenerationPrograms, Piece, generate
+from recollect.models.infini_retri import InfiniRetri, KeptTokens, retrieve_sentences
 from recollect.models.language_model import LanguageModel, LanguageModelModule, ModelState, state_bytes
 from recollect.models.lora import LoRA
 from recollect.models.projector import Projector, ProjectorModule

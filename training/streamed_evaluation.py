@@ -30,15 +30,20 @@ def evaluate_streamed(experiment: Experiment, params: Params, prefill: int) -> d
     Raises:
       UserError: the prefill leaves no token, or a mixer cannot stream.
     """
+    check_streams(experiment, prefill)
+    metrics = evaluate(StreamedProgram(experiment, prefill), params, experiment.run.seed, final=True)
+    data = experiment.data
+    return metrics | {"state_bytes": state_bytes_at(experiment.model, data.vocabulary, data.lengths)}
+
+
+def check_streams(experiment: Experiment, prefill: int) -> None:
+    """Raises UserError where the prefill leaves no token, or a mixer cannot stream."""
     shortest = min(experiment.data.lengths)
     if not 0 <= prefill < shortest:
         raise UserError(f"--prefill {prefill}: must leave a token of the shortest sequences, which have {shortest}")
     still = [type(mixer).__name__ for mixer in experiment.model.mixers if not mixer.traits.streams]
     if still:
         raise UserError(f"--streamed needs mixers that stream; {still[0]} does not")
-    metrics = evaluate(StreamedProgram(experiment, prefill), params, experiment.run.seed, final=True)
-    data = experiment.data
-    return metrics | {"state_bytes": state_bytes_at(experiment.model, data.vocabulary, data.lengths)}
 
 
 class StreamedProgram(Program):

@@ -129,11 +129,17 @@ def open_run(path: Path | str, overrides: list[str] | None = None) -> SavedRun:
 
 
 def evaluate_run(
-    path: Path, overrides: list[str], log: Log | None = None, *, prefill: int | None = None
+    path: Path,
+    overrides: list[str],
+    log: Log | None = None,
+    *,
+    prefill: int | None = None,
+    search: list[str] | None = None,
 ) -> dict[str, Any]:
     """Returns metrics of the newest checkpoint on its (or the overridden) evaluation data, and which corpus that is;
     logs (by default on stderr) that it is another than the run was trained on. `prefill` None gives the model whole
-    sequences; a number streams them (training/streamed_evaluation.py)."""
+    sequences; a number streams them (training/streamed_evaluation.py), after a search where `search` is the
+    `field=value` of its config (training/searched_evaluation.py)."""
     if prefill is None and any(".cache" in override.partition("=")[0] for override in overrides):
         raise UserError("a cache policy acts in decoding alone: add --streamed, which evaluates through it")
     run = open_run(path, overrides)
@@ -143,6 +149,10 @@ def evaluate_run(
     corpus = corpus_of(run.data, experiment.data, f"{path}", log or _to_stderr)
     if prefill is None:
         metrics = evaluate(program_for(experiment), run.params, experiment.run.seed, final=True)
+    elif search is not None:
+        from recollect.training.searched_evaluation import Search, evaluate_searched
+
+        metrics = evaluate_searched(experiment, run.params, prefill, apply_overrides(Search(), search))
     else:
         from recollect.training.streamed_evaluation import evaluate_streamed
 

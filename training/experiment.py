@@ -40,6 +40,7 @@ class Run(Config):
       batch_size: sequences per step.
       accumulate: parts that a batch is split into, whose gradients are added up, to fit memory. The step is the whole
         batch's. Auxiliary losses are formed from sums over all parts: with them each part runs forward once more.
+      carry_state: a batch's rows go on from the model's state after the batch before (training/carried_state.py).
       seed: seed of parameters and data.
       directory: run folder; None: runs/NAME.
       steps_per_call: steps in one device call.
@@ -64,6 +65,7 @@ class Run(Config):
     steps: int = 1000
     batch_size: int = 64
     accumulate: int = 1
+    carry_state: bool = False
     seed: int = chz.field(default=0, validator=requires(lambda n: 0 <= n < 2**31, f"must be between 0 and {2**31 - 1}"))
     directory: str | None = None
     steps_per_call: int = 50
@@ -145,5 +147,4 @@ def program_of(experiment: Experiment) -> Experiment:
     """Returns `experiment` with its values-only fields at fixed numbers: equal for all that compile to one program."""
     optimizer = chz.replace(experiment.optimizer, **type(experiment.optimizer)().values())
     plain = {name: getattr(Run(), name) for name in ("seed", "spikes", "initialize", *AROUND_STEPS)}
-    run = chz.replace(experiment.run, **plain)
-    return chz.replace(experiment, name="any", task="", optimizer=optimizer, run=run)
+    return chz.replace(experiment, name="any", task="", optimizer=optimizer, run=chz.replace(experiment.run, **plain))

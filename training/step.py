@@ -49,8 +49,7 @@ class Program:
 
     def init(self, seeds: Any) -> State:
         """Returns a fresh state for a seed (or one for each of a population's seeds)."""
-        seeds = as_uint32(seeds)
-        function = self.vectorised(self._init)
+        seeds, function = as_uint32(seeds), self.vectorised(self._init)
         if self.mesh is not None:  # made sharded: no device ever holds the whole model
             shardings = state_sharding(jax.eval_shape(function, seeds), self.model.tags("dims"), self.mesh)
             return self.jit("init", function, out_shardings=shardings)(seeds)
@@ -106,9 +105,8 @@ class Program:
     def dropout_key(self, seed: Any, step: Any) -> jax.Array | None:
         """Returns the key of a step's dropout; None for a model without any."""
         model = self.experiment.model
-        if not model.embedding_dropout and not any(getattr(mixer, "dropout", 0) for mixer in model.mixers):
-            return None
-        return jax.random.fold_in(jax.random.key(seed), step)
+        drops = model.embedding_dropout or any(getattr(mixer, "dropout", 0) for mixer in model.mixers)
+        return jax.random.fold_in(jax.random.key(seed), step) if drops else None
 
     def gradients(self, params: Params, batch: Batch, key: jax.Array | None) -> tuple[Params, Metrics]:
         """Returns the gradient of the mean loss over labelled positions plus auxiliary losses, and metrics; all of them
@@ -119,10 +117,8 @@ class Program:
         def loss_of(params: Params, part: Batch, key: jax.Array | None, whole: Any = None) -> tuple[jax.Array, Any]:
             entropy, out = self.losses_of(params, part, part.weights, key)
             auxiliary = out.losses if whole is None else whole.with_gradient_of(out.sums).formed()[0]
-            metrics = {
-                "loss": jnp.sum(entropy.loss * part.weights) / weight,
-                "accuracy": jnp.sum(entropy.correct * part.weights) / weight,
-            }
+            metrics = {"loss": jnp.sum(entropy.loss * part.weights) / weight}
+            metrics["accuracy"] = jnp.sum(entropy.correct * part.weights) / weight
             if z_loss:
                 metrics["z_loss"] = z_loss * jnp.sum(entropy.lse**2 * part.weights) / weight
             return entropy.total / weight + sum(auxiliary.values(), jnp.zeros(())), (metrics, out.sums)
@@ -147,8 +143,7 @@ class Program:
         return {}
 
     def _init(self, seed: jax.Array) -> State:
-        params = self.model.init(jax.random.key(seed))
-        optimizer = self.experiment.optimizer
+        params, optimizer = self.model.init(jax.random.key(seed)), self.experiment.optimizer
         transform = optimizer.transform(self.model, self.experiment.run.steps, optimizer.values())
         zero = jnp.zeros((), jnp.int32)
         state: State = {"params": params, "opt_state": transform.init(params), "step": zero, "seed": seed}
@@ -176,14 +171,18 @@ class Program:
         """Sets what this program's functions are traced and run in: its precision, and its mesh, for operations that
         XLA cannot partition."""
         precision = "highest" if self.experiment.run.precision == "highest" else None
-        mesh: Any = contextlib.nullcontext()
-        if self.mesh is not None:
-            mesh = jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
-        with jax.default_matmul_precision(precision), mesh:
+        mesh = None if self.mesh is None else jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
+        with jax.default_matmul_precision(precision), mesh or contextlib.nullcontext():
             yield
 
 
-_program = functools.lru_cache(maxsize=4)(Program)
+@functools.lru_cache(maxsize=4)
+def _program(experiment: Experiment, population: int | None) -> Program:
+    if not experiment.run.carry_state:
+        return Program(experiment, population)
+    from recollect.training.carried_state import CarryingProgram
+
+    return CarryingProgram(experiment, population)
 
 
 def program_for(experiment: Experiment, population: int | None = None) -> Program:

@@ -14,6 +14,6 @@ __getattr__, __all__ = lazy_names(
         "dataset": "Text",
         "preparation.prepare": "Preparation",
         "preparation.reader": "open_prepared",
-        "rows": "Chunked Decomposed Packed",
+        "rows": "Chunked Decomposed Packed Streams",
     },
 )

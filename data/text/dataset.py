@@ -1,7 +1,7 @@
 """Text as rows of tokens: the config `Text`, its training batches by number and its held-out batches.
 
 Documents come tokenised from `data/text/preparation/reader.py`, `data/text/rows/` makes rows of them in one of
-three ways, and `data/text/rows/by_number.py` makes every global batch a function of (seed, number). Held-out
+four ways, and `data/text/rows/by_number.py` makes every global batch a function of (seed, number). Held-out
 rows are always packed into `length` tokens (`data/text/held_out.py`), however the training rows are made.
 
 A training document ends with a target of its own (data/text/ended_documents.py), so that generated text knows its end.
@@ -56,7 +56,7 @@ class Text(DataConfig):
         folder's own, else bytes.
       start_token: the token of a tokenizer.json that opens documents, if it has an unusual name.
       length: tokens per row; of the longest rows where they differ.
-      sequences: how documents become rows: Packed, Chunked or Decomposed.
+      sequences: how documents become rows: Packed, Chunked, Streams or Decomposed.
       shuffle: rows in an order drawn anew each epoch, or as planned.
       held_out_bytes: bytes of held-out text that an evaluation measures, spread over it; None: all of it.
       token_type: of ids in .bin files.

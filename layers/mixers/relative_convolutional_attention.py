@@ -9,7 +9,8 @@ al. 2019, equation 5) with learned tables; code: hermansh-id/rcmha. Filters are 
 dimension of a head); `shared_filters=False` has one per channel. Without `relative` it is Primer's attention.
 
 Differs from that code: convolutions of queries go on from the tokens before, in every split of a sequence, where that
-code starts a segment's with zeros; tables hold `maximum` distances, not 4,096 before and 4,096 after.
+code starts a segment's with zeros; tables hold `maximum` distances, not 4,096 before and 4,096 after; the memory of
+`window` - 1 tokens counts from each query, where that code has one per segment, which its last query sees least of.
 """
 
 from __future__ import annotations
@@ -29,18 +30,21 @@ from recollect.layers.mixers.convolved_attention import ConvolvedAttention
 from recollect.layers.modules.linear import Linear, output_init, parameter
 from recollect.layers.modules.score_biases import distances
 from recollect.layers.modules.short_convolution import CausalConvolution, has_taps
+from recollect.layers.state.window_cache import WindowCache
+from recollect.pallas_kernels.masks import Causal, Mask, SameSegment, Window
 from recollect.pallas_kernels.softmax_attention import softmax_attention
 
 
 @chz.chz(typecheck=True)
 class RelativeConvolutionalAttention(SoftmaxConfig):
-    """RCMHA. State: every key and value, and the last inputs of the three convolutions.
+    """RCMHA. State: every key and value, or those of a window, and the last inputs of the three convolutions.
 
     Attributes:
       kernel: taps of the convolutions, the current token's included.
       shared_filters: the heads share filters.
       relative: scores have the learned part; it takes the place of positions.
-      maximum: distances that have entries in its tables, and so the longest input.
+      window: keys that a query sees, itself included, and distances in the tables; None: all, and `maximum`.
+      maximum: distances that have entries in the tables, and so the longest input, where there is no window.
     """
 
     NOT_SERVED: ClassVar[dict[str, str]] = {
@@ -53,6 +57,7 @@ class RelativeConvolutionalAttention(SoftmaxConfig):
     kernel: int = chz.field(default=3, validator=has_taps)
     shared_filters: bool = True
     relative: bool = True
+    window: int | None = chz.field(default=None, validator=at_least(1))
     maximum: int = chz.field(default=2048, validator=at_least(1))
 
     @chz.validate
@@ -61,9 +66,12 @@ class RelativeConvolutionalAttention(SoftmaxConfig):
             kind = type(self.positions).__name__
             raise UserError(f"positions={kind} beside relative=True: scores have positions; set one of them")
 
+    def mask(self) -> Mask | None:
+        return super().mask() if self.window is None else Causal() & SameSegment() & Window(self.window)
+
     @property
     def traits(self) -> Traits:
-        return Traits(maximum_length=self.maximum) if self.relative else super().traits
+        return Traits(maximum_length=self.maximum) if self.relative and self.window is None else super().traits
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> RelativeConvolutionalMixer:
         return RelativeConvolutionalMixer(self, width, place, rngs)
@@ -86,9 +94,18 @@ class RelativeConvolutionalMixer(ConvolvedAttention):
             filters = CausalConvolution(channels, config.kernel, rngs, bias=True)
             setattr(self, name, ConvolvedLinear(linear, name, filters))
         if config.relative:
+            distances = config.window or config.maximum
             self.content = parameter(jnp.zeros((heads, dim)), "h k", decay=False)
-            self.by_distance = parameter(jnp.zeros((config.maximum, heads, dim)), "t h k", decay=False)
-            self.of_distance = parameter(jnp.zeros((config.maximum, heads)), "t h", decay=False)
+            self.by_distance = parameter(jnp.zeros((distances, heads, dim)), "t h k", decay=False)
+            self.of_distance = parameter(jnp.zeros((distances, heads)), "t h", decay=False)
+
+    def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> Any:
+        """Returns a cache of one slot per token, or of the window's, and the last inputs of the convolutions."""
+        window = self.config.window
+        if window is None or max_length < window:
+            return super().init_state(batch_size, max_length, dtype)
+        cache, parts = super().init_state(batch_size, window, dtype)
+        return WindowCache(**vars(cache)), parts
 
     def _mix(self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, fields: dict[str, Any]) -> MixerOutput:
         bias = self._bias(x, q, k, fields)
@@ -100,10 +117,10 @@ class RelativeConvolutionalMixer(ConvolvedAttention):
         if not self.config.relative:
             return super()._bias(x, q, k, fields)
         # Without positions there is one document from its start: all distances are below the number of tokens.
-        far = q.shape[1] if fields["query_positions"] is None else self.config.maximum
+        far = q.shape[1] if fields["query_positions"] is None else None
         by_distance, of_distance = self.by_distance[...][:far], self.of_distance[...][:far]
         scores = jnp.einsum("bthk,phk->bhtp", q, by_distance.astype(q.dtype)).astype(jnp.float32)
         scores = scores + of_distance.T[:, None]
-        at = jnp.clip(distances(q, k, fields), 0, far - 1)[:, None]
+        at = jnp.clip(distances(q, k, fields), 0, len(of_distance) - 1)[:, None]  # farther ones are not seen
         at = jnp.broadcast_to(at, (*scores.shape[:3], at.shape[-1]))
         return jnp.take_along_axis(scores, at, axis=-1) * self.head_dim**-0.5

@@ -41,11 +41,13 @@ class RowPlan:
       lengths: tokens per row of each group, ascending.
       counts: rows of each group.
       segmented: whether rows carry segment ids (1, 2, ... by span, 0 padding), which keep documents apart.
+      continues: whether a row of a batch goes on where that of the batch before ended.
     """
 
     lengths: tuple[int, ...]
     counts: tuple[int, ...]
     segmented: bool
+    continues: bool = False
 
     def spans(self, group: int, row: int) -> list[Span]:
         """Returns the spans of one row in their order; together at most `lengths[group]` tokens."""

@@ -8,7 +8,8 @@ a number alone, after any number of restarts, and any process reads just the row
 number of processes.
 
 A batch has `batch_size * length` tokens, so a batch of shorter rows has more of them. Rows are taken in an order drawn
-anew for each epoch; a batch at an epoch's end takes its other rows from the next one.
+anew for each epoch; a batch at an epoch's end takes its other rows from the next one. The rows of a plan that
+`continues` are cut into one stream per row of a batch, which each batch reads a row further.
 
 Easy to get wrong: an epoch's order is Grain's `index_shuffle`, which computes any element of a permutation without the
 rest of it.
@@ -37,7 +38,7 @@ class GlobalBatches:
       shuffle: rows in an order of their own each epoch, or as the plan has them.
 
     Raises:
-      UserError: the corpus is empty.
+      UserError: the corpus is empty, or has fewer rows than a batch of streams.
     """
 
     def __init__(
@@ -58,6 +59,11 @@ class GlobalBatches:
         self.seed = seed
         self.shuffle = shuffle
         self._rows = tuple(batch_size * length // row_length for row_length in plan.lengths)
+        if plan.continues and plan.counts[0] < self._rows[0]:
+            raise UserError(
+                f"run.batch_size={batch_size}: needs as many streams of at least one row, and the training text has "
+                f"{plan.counts[0]} rows of {length} tokens"
+            )
         self._schedule = BucketSchedule(plan.counts, self._rows, *sequences.shares(plan), seed)
 
     @property
@@ -91,6 +97,10 @@ class GlobalBatches:
 
     def _row(self, group: int, place: int) -> int:
         """Returns the row at a place of a group's endless order."""
+        if self.plan.continues:
+            number, stream = divmod(place, self._rows[group])
+            per_stream = self.plan.counts[group] // self._rows[group]
+            return stream * per_stream + number % per_stream
         epoch, place = divmod(place, self.plan.counts[group])
         if not self.shuffle:
             return place

@@ -1,6 +1,7 @@
 """Batches by number: each row once per epoch, constant tokens, any split over processes, targets within documents."""
 
 import collections
+import itertools
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recollect.configuration import UserError
-from recollect.data.text.rows import Chunked, Decomposed, Packed
+from recollect.data.text.rows import Chunked, Decomposed, Packed, Streams
 from recollect.data.text.rows.by_number import GlobalBatches
 from tests.data.text.documents import CountedDocuments
 
@@ -136,3 +137,17 @@ def test_an_empty_corpus_is_refused():
     for way in (Packed(), Chunked()):
         with pytest.raises(UserError, match="no training documents"):
             make([], way)
+
+
+def test_streams_go_on_from_batch_to_batch_and_begin_again():
+    batches = make([5, 40, 3, 33, 2], Streams(), batch_size=2)
+    rows, length = batches.plan.counts[0], batches.plan.lengths[0]
+    streams = [batches.read(number, 0, 2) for number in range(rows // 2 + 1)]
+    for before, after in itertools.pairwise(streams[:-1]):
+        inside = before.weights[:, -1] > 0
+        np.testing.assert_array_equal(before.targets[inside, -1], after.tokens[inside, 0])
+    np.testing.assert_array_equal(streams[-1].tokens, streams[0].tokens)
+    tokens = np.concatenate([batch.tokens for batch in streams[:-1]], axis=1)
+    assert len(np.unique(tokens)) == tokens.size == 83 // length // 2 * 2 * length and streams[0].segments is None
+    with pytest.raises(UserError, match=r"run.batch_size=99: needs as many streams"):
+        make([5, 40, 3, 33, 2], Streams(), batch_size=99)

@@ -19,6 +19,7 @@ from recollect.layers.directions import DirectedConfig
 from recollect.layers.mixer import Place
 from recollect.layers.modules import DiagonalStateSpace, Linear, in_fp32, normal, parameter, torch_uniform
 from recollect.layers.modules.initial_values import uniform
+from recollect.layers.modules.state_space import Frequencies
 from recollect.layers.recurrent import Stream, StreamMixer
 
 are_pairs = requires(lambda state: state >= 2 and state % 2 == 0, "must be even and at least 2: conjugate pairs")
@@ -31,9 +32,11 @@ class S4D(DirectedConfig):
 
     Attributes:
       state: real dimensions of the state per channel: half as many complex modes.
+      frequencies: of the modes at the start, S4D-Lin's or S4D-Inv's.
     """
 
     state: int = chz.field(default=64, validator=are_pairs)
+    frequencies: Frequencies = "linear"
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> S4DMixer:
         return self.in_each_direction(S4DMixer, width, place, rngs)
@@ -44,7 +47,7 @@ class S4DMixer(StreamMixer):
 
     def __init__(self, config: S4D, width: int, place: Place, rngs: nnx.Rngs):
         super().__init__(config, width)
-        self.space = DiagonalStateSpace(width, config.state, rngs)
+        self.space = DiagonalStateSpace(width, config.state, rngs, frequencies=config.frequencies)
         self.skip = parameter(normal(1.0)(rngs.params(), (width,)), "f", decay=False)
         self.output, self.gate = (Linear(width, width, "f d", rngs, bias=True, init=torch_uniform()) for _ in range(2))
         for projection in (self.output, self.gate):

@@ -8,8 +8,9 @@ in steps of dt = exp(log_step): exactly for inputs that are constant within a st
 
 or by the bilinear rule: pole = (1 + dt A / 2) / (1 - dt A / 2), residue = 2 C dt / (1 - dt A / 2).
 
-Gu, Gupta, Goel & Re 2022, "On the parameterization and initialization of diagonal state space models", sections 3 and 4
-(S4D-Lin): at the start A_n = -1/2 + i pi n, dt is log-uniform on (0.001, 0.1), C complex normal with variance 1.
+Gu, Gupta, Goel & Re 2022, "On the parameterization and initialization of diagonal state space models", sections 3 and
+4: at the start the real part of A is -1/2 and its frequencies are pi k (S4D-Lin) or n / pi (n / (2k + 1) - 1) (S4D-Inv)
+for k = 0, 1, ...; dt is log-uniform on (0.001, 0.1), C complex normal with variance 1.
 """
 
 from __future__ import annotations
@@ -26,19 +27,30 @@ from recollect.layers.modules.decays import spread_uniform
 from recollect.layers.modules.linear import parameter
 
 Discretisation = Literal["hold", "bilinear"]
+Frequencies = Literal["linear", "inverse"]
 
 
 class DiagonalStateSpace(nnx.Module):
     """One model per head, of `state` real dimensions: state // 2 modes and their conjugates. Its parameters do not
     decay; all but C form the learning-rate group "filter"."""
 
-    def __init__(self, heads: int, state: int, rngs: nnx.Rngs, *, rule: Discretisation = "hold"):
+    def __init__(
+        self,
+        heads: int,
+        state: int,
+        rngs: nnx.Rngs,
+        *,
+        rule: Discretisation = "hold",
+        frequencies: Frequencies = "linear",
+    ):
         n = state // 2
+        mode = jnp.arange(n)
+        first = jnp.pi * mode if frequencies == "linear" else state / jnp.pi * (state / (2 * mode + 1) - 1)
         self.rule = rule
         tags: dict[str, Any] = {"decay": False, "group": "filter"}
         self.log_step = parameter(spread_uniform(rngs.params(), (heads,), math.log(1e-3), math.log(0.1)), "h", **tags)
         self.log_rate = parameter(jnp.full((heads, n), math.log(0.5)), "h k", **tags)
-        self.frequency = parameter(jnp.broadcast_to(jnp.pi * jnp.arange(n), (heads, n)), "h k", **tags)
+        self.frequency = parameter(jnp.broadcast_to(first, (heads, n)), "h k", **tags)
         part = 0.5**0.5
         self.output_real = parameter(part * jax.random.normal(rngs.params(), (heads, n)), "h k", decay=False)
         self.output_imag = parameter(part * jax.random.normal(rngs.params(), (heads, n)), "h k", decay=False)

@@ -58,6 +58,8 @@ SPACE = {
     "skip": of_deviation(1),
 }
 
+PROJECTIONS = dict.fromkeys([f"{name}.{part}" for name in ("output", "gate") for part in ("kernel", "bias")], TORCH)
+
 HYENA = {
     "input.kernel": OURS,
     "convolution.taps": between(3**-0.5),
@@ -76,8 +78,10 @@ STATE_SPACE_VALUES = {
         "skip": ONE,
         "output.kernel": RESIDUAL,
     },
-    layers.S4D(): SPACE
-    | dict.fromkeys([f"{name}.{part}" for name in ("output", "gate") for part in ("kernel", "bias")], TORCH),
+    layers.S4D(): SPACE | PROJECTIONS,
+    layers.S4D(state=6, frequencies="inverse"): SPACE
+    | PROJECTIONS
+    | {"space.frequency": equal_to([30 / math.pi, 6 / math.pi, 1.2 / math.pi])},
     layers.H3(): {
         **SPACE,
         **dict.fromkeys([f"{name}.kernel" for name in ("query", "key", "value", "output")], OURS),

@@ -12,6 +12,13 @@ from recollect.configuration.base import UserError
 from recollect.configuration.user_paths import path
 
 FORMATS = ("safetensors", "huggingface", "stablehlo", "gguf")
+FORMATS_OF: dict[str, tuple[str, ...]] = {
+    "code": ("huggingface",),
+    "license": ("huggingface", "gguf"),
+    "max_length": ("stablehlo",),
+    "shard_bytes": ("huggingface",),
+}
+"""Options that some formats alone have."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=path, help="a new folder, or with --overwrite an export")
     parser.add_argument("--overwrite", action="store_true", help="replace the export that is in OUT")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0])
-    parser.add_argument("--license", default="unknown", metavar="NAME", help="for the model card of huggingface")
+    parser.add_argument("--license", metavar="NAME", help="huggingface, gguf: of the model card")
     parser.add_argument("--shard-bytes", type=int, metavar="N", help="huggingface: split weights above this size")
     parser.add_argument("--code", action="store_true", help="huggingface: as code beside the weights")
     parser.add_argument("--max-length", type=int, metavar="N", help="stablehlo: tokens that a state has room for")
@@ -38,6 +45,10 @@ def run(options: argparse.Namespace) -> int:
     from recollect.training.run_folder import read_result
     from recollect.training.user_code import recorded_files
 
+    for name, formats in FORMATS_OF.items():
+        if getattr(options, name) not in (None, False) and options.format not in formats:
+            only, flag = " or ".join(formats), name.replace("_", "-")
+            raise UserError(f"--{flag}: for --format {only}, not {options.format}")
     load_files(options, options.run)
     run = open_run(options.run)
     if options.overrides or options.transfer:
@@ -87,7 +98,7 @@ def write_layout(run: Any, options: argparse.Namespace, result: dict[str, Any]) 
         digest=run.data.digest,
         results={name: result[name] for name in ("accuracy", "bits_per_byte", "loss") if name in result},
         config=to_json(experiment),
-        license=options.license,
+        license=options.license or "unknown",
     )
     tokens = {"tokenizer": tokenizer, "maximum_length": length, "overwrite": options.overwrite}
     if options.format == "gguf":

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
-from recollect.export.huggingface.layouts.flash_linear_attention import CLASSES as FLASH_LINEAR_ATTENTION
+from recollect.export.huggingface.layouts import flash_linear_attention, rwkv7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ def model_card(facts: Facts, layout: str, parameters: int, *, has_tokenizer: boo
     results = "\n".join(f"| {metric} | {value:.6g} |" for metric, value in sorted(facts.results.items()))
     table = f"| held-out metric | value |\n|---|---|\n{results}" if results else "Not evaluated by the run."
     load = 'AutoModelForCausalLM.from_pretrained("this/folder")'
-    if layout in FLASH_LINEAR_ATTENTION:
+    if layout in flash_linear_attention.CLASSES | rwkv7.CLASSES:
         load = f"import fla  # pip install flash-linear-attention\n    {load}"
     text = 'AutoTokenizer.from_pretrained("this/folder")' if has_tokenizer else "no tokenizer: inputs are token ids"
     return f"""---

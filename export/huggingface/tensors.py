@@ -57,6 +57,7 @@ class Tensor:
       form: of the whole.
       groups: the parts are side by side within each of so many equal groups of their last axes.
       constant: shape and value of a tensor that stands for no parameter here; what a file has there is not read.
+      exact: a file must have the constant's value there.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Tensor:
     form: Form = PLAIN
     groups: int = 1
     constant: tuple[tuple[int, ...], float] | None = None
+    exact: bool = False
 
     def shape(self, shapes: Shapes) -> tuple[int, ...]:
         """Returns its shape, from those of the parameters."""
@@ -152,10 +154,13 @@ class LayerTensors:
         if bias:
             self.add_layers(f"{name}.bias", *(f"{part}.bias" for part in ours), of=of, groups=groups)
 
-    def add_constant(self, name: str, shape: tuple[int, ...], value: float = 0.0) -> None:
-        """Adds a tensor of every layer that stands for no parameter here."""
-        for number in range(len(self.places)):
-            self.tensors.append(Tensor(self._layer.format(number) + name, (), constant=(shape, value)))
+    def add_constant(
+        self, name: str, shape: tuple[int, ...], value: float = 0.0, *, first: int = 0, exact: bool = False
+    ) -> None:
+        """Adds a tensor of every layer from the `first` on that stands for no parameter here."""
+        for number in range(first, len(self.places)):
+            whole = self._layer.format(number) + name
+            self.tensors.append(Tensor(whole, (), constant=(shape, value), exact=exact))
 
 
 def to_layout(params: Params, tensors: list[Tensor], model: LanguageModel) -> Iterator[tuple[str, np.ndarray]]:
@@ -182,12 +187,18 @@ def to_layout(params: Params, tensors: list[Tensor], model: LanguageModel) -> It
 
 
 def from_layout(arrays: dict[str, np.ndarray], tensors: list[Tensor], model: LanguageModel, vocabulary: int) -> Params:
-    """Returns parameters, fp32, from the arrays of a layout, which were checked by `check_shapes`."""
+    """Returns parameters, fp32, from the arrays of a layout, which were checked by `check_shapes`.
+
+    Raises:
+      UserError: a tensor that must have a constant's value has another.
+    """
     shapes = _shapes(model, vocabulary)
     flat = {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
     for name, value in fixed_values(model, vocabulary).items():
         flat[name][...] = value
     for tensor in tensors:
+        if tensor.exact and not np.array_equal(arrays[tensor.name], tensor.of([])):
+            raise UserError(f"{tensor.name} is not what stands for leaving it out, and this project lacks what it adds")
         if tensor.constant is None:
             of_parts = [_part_shape(shapes[name], at) for name, at in tensor.parts]
             for (name, at), part in zip(tensor.parts, tensor.split(arrays[tensor.name], of_parts), strict=True):

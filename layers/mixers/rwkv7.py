@@ -57,6 +57,13 @@ class RWKV7(RecurrentConfig):
             raise UserError(f"heads={self.heads}: RWKV7 needs at least 2 key dimensions per head; got {sizes.key_dim}")
         return sizes
 
+    def ranks(self, width: int) -> tuple[int, int]:
+        """Returns the ranks of the maps of decay and strength, and of the gate's."""
+        root = width**0.5
+        parts = (2.5 * root * self.sizes(width).key_dim / 64, 5 * root)
+        small, large = (self.rank or max(32, round(part / 32) * 32) for part in parts)
+        return small, large
+
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> RWKV7Mixer:
         return self.in_each_direction(RWKV7Mixer, width, place, rngs)
 
@@ -75,20 +82,19 @@ class RWKV7Mixer(RecurrentMixer):
         line, zigzag = jnp.linspace(0.0, 1.0, h * k), jnp.tile(jnp.linspace(-1.0, 1.0, k), h)
         zigzag = zigzag * jnp.abs(zigzag)
         speed = -6 + 6 * line ** (1 + (index / max(depth - 1, 1)) ** 0.3)
-        factor = 2.5 * width**0.5 * k / 64
-        self.decay = self._low_rank(width, factor, h * k, "hk", rngs, activation="tanh", bias=True)
+        rank, gate_rank = config.ranks(width)
+        self.decay = self._low_rank(width, rank, h * k, "hk", rngs, activation="tanh", bias=True)
         self.decay.up.bias = parameter(speed + 0.5 + 2.5 * zigzag, "hk")
-        self.strength = self._low_rank(width, factor, h * k, "hk", rngs, bias=True)
+        self.strength = self._low_rank(width, rank, h * k, "hk", rngs, bias=True)
         self.strength.up.bias = parameter(-0.19 + 0.3 * zigzag + 0.4 * (line - 0.5), "hk")
-        self.gate = self._low_rank(width, 5 * width**0.5, h * v, "hv", rngs, activation="sigmoid")
+        self.gate = self._low_rank(width, gate_rank, h * v, "hv", rngs, activation="sigmoid")
         self.erase_scale = parameter((0.71 - 0.1 * (line - 0.5)).reshape(h, k), "h k", decay=False)
         self.key_scale = parameter(jnp.full((h, k), 1.02), "h k", decay=False)
         self.bonus = parameter(jnp.full((h, k), -0.04), "h k", decay=False)
         self.norm = HeadNormalization(h, v, "group", epsilon=v * 1e-5)
         self.norm.gain = parameter(jnp.broadcast_to(((index + 1) / depth) ** 0.7, (h, v)), "h v", decay=False)
 
-    def _low_rank(self, width: int, rank: float, outputs: int, dims: str, rngs: nnx.Rngs, **options) -> LowRank:
-        rank = self.config.rank or max(32, round(rank / 32) * 32)
+    def _low_rank(self, width: int, rank: int, outputs: int, dims: str, rngs: nnx.Rngs, **options) -> LowRank:
         inits = (zeros, orthogonal(0.1 * max(1.0, (rank / outputs) ** 0.5)))
         return LowRank(width, rank, outputs, dims, rngs, inits=inits, **options)
 

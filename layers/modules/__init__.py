@@ -50,6 +50,8 @@ from recollect.layers.modules.mlp import (
     PassThrough,
     PassThroughNetwork,
     SGLUNetwork,
+    SquaredReLU,
+    SquaredReLUNetwork,
     SwiGLU,
     SwiGLUNetwork,
 )

@@ -7,6 +7,7 @@ import abc
 
 import chz
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -38,6 +39,14 @@ class GELU(MlpConfig):
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> GELUNetwork:
         return GELUNetwork(self, width, place, rngs)
+
+
+@chz.chz(typecheck=True)
+class SquaredReLU(MlpConfig):
+    """W2 relu(W1 x)^2 (So et al. 2021, Primer, section 4.1); RWKV-7's channel mixing without its token shift."""
+
+    def build(self, width: int, place: Place, rngs: nnx.Rngs) -> SquaredReLUNetwork:
+        return SquaredReLUNetwork(self, width, place, rngs)
 
 
 @chz.chz(typecheck=True)
@@ -99,8 +108,15 @@ class GELUNetwork(nnx.Module):
         return self.down(jax.nn.gelu(self.up(x), approximate=False))
 
 
+class SquaredReLUNetwork(GELUNetwork):
+    """The module of `SquaredReLU`: the same two maps."""
+
+    def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
+        return self.down(jnp.square(jax.nn.relu(self.up(x))))
+
+
 class SwiGLUNetwork(GELUNetwork):
-    """The module of `SwiGLU`: the same two maps and a gate, with its activation."""
+    """The module of `SwiGLU`: the two maps and a gate, with its activation."""
 
     def __init__(self, config: MlpConfig, width: int, place: Place, rngs: nnx.Rngs):
         self.gate = Linear(width, config.inner(width), "d f", rngs, bias=config.bias)

@@ -52,6 +52,10 @@ def test_mistakes(capsys, runs, tmp_path):  # noqa: F811
     assert "shard_bytes=0" in refused(capsys, [*asked, "--shard-bytes", 0])
     programs = ["export", runs / "text", tmp_path / "out", "--format", "stablehlo", "--max-length"]
     assert "max_length=1: must be from 2 to" in refused(capsys, [*programs, 1])
+    code = ["export", runs / "text", tmp_path / "out", "--code"]
+    assert "--code: for --format huggingface, not safetensors" in refused(capsys, code)
+    licensed = [*programs, 8, "--license", "mit"]
+    assert "--license: for --format huggingface or gguf, not stablehlo" in refused(capsys, licensed)
     assert "nor an export" in refused(capsys, ["import", tmp_path, tmp_path / "out"])
     said = "is not there; import reads a folder of Hugging Face's"
     assert said in refused(capsys, ["import", tmp_path / "nothing", tmp_path / "out"])

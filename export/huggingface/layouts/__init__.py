@@ -23,12 +23,13 @@ from recollect.export.huggingface.layouts import (
     qwen3_next,
     recurrent_gemma,
     rotary_decoders,
+    rwkv7,
 )
 from recollect.models import LanguageModel
 
 _HYBRIDS = (
     *(mamba, mamba2, qwen3_next, kimi_linear, recurrent_gemma, lfm2, diffllama, gpt_oss),
-    flash_linear_attention,
+    *(flash_linear_attention, rwkv7),
 )
 
 LAYOUTS: dict[str, Any] = {

@@ -8,6 +8,7 @@ from recollect.export.huggingface.tensors import fixed_values
 from recollect.layers import (
     HGRN2,
     RGLRU,
+    RWKV7,
     Attention,
     BaseConvolution,
     DeltaNet,
@@ -35,6 +36,7 @@ from recollect.layers.modules import (
     LearnedPositions,
     RMSNorm,
     Rotary,
+    SquaredReLU,
     SwiGLU,
 )
 from recollect.models import FunctionalModel, LanguageModel, Stage, flatten, nest, repeat
@@ -147,6 +149,7 @@ FLASH = {
     ),
     "kda": _rotary(KimiDeltaAttention(key_dim=6, value_dim=8, bound=5.0), **EXACT),
     "hgrn2": _rotary(HGRN2(lower_bounds=False), **EXACT),
+    "rwkv7": LanguageModel(width=32, stages=repeat(RWKV7(), depth=2), norm=LayerNorm(), mlp=SquaredReLU(hidden=48)),
 }
 """Models of flash-linear-attention."""
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from recollect.configuration import UserError
 from recollect.export.huggingface import Facts, export_huggingface, import_huggingface
@@ -19,7 +19,7 @@ TOKENS = np.random.default_rng(3).integers(0, 257, 9)
 
 
 def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
+    return 1 / (1 + np.exp(-np.maximum(x, -700)))
 
 
 def silu(x):
@@ -130,10 +130,71 @@ class Layer:
         return self.linear("o_proj", (rms(o, self.get(norm), self.epsilon) * gate).reshape(t, -1))
 
 
+class TimeMixing:
+    """RWKV-7's `attn` of all layers, which share the first one's values."""
+
+    def __init__(self, config, weights):
+        self.weights, self.heads, self.epsilon = weights, config["num_heads"], config["head_dim"] * config["norm_eps"]
+
+    def __call__(self, x, number):
+        def get(name):
+            return self.weights[f"model.layers.{number}.attn.{name}"]
+
+        def low_rank(name, x, activation=lambda y: y):
+            y = activation(x @ get(f"{name}_lora.lora.0.weight").T) @ get(f"{name}_lora.lora.2.weight").T
+            return y if name == "g" else y + get(f"{name}_lora.lora.2.bias")
+
+        def heads(y):
+            return y.reshape(len(x), self.heads, -1)
+
+        before = np.concatenate([np.zeros_like(x[:1]), x[:-1]])
+        mixed = {letter: x + (before - x) * get(f"x_{letter}")[0, 0] for letter in "rwkvag"}
+        r, k, v = (mixed[letter] @ get(f"{letter}_proj.weight").T for letter in "rkv")
+        if number == 0:
+            self.first_v = v
+        else:
+            v = v + (self.first_v - v) * sigmoid(low_rank("v", mixed["v"]))
+        a = sigmoid(low_rank("a", mixed["a"]))
+        decay = np.exp(-np.exp(-0.5) * sigmoid(low_rank("w", mixed["w"], np.tanh)))
+        kk = unit(heads(k * get("k_k")))
+        r, k, v, a, decay = map(heads, (r, k * (1 + (a - 1) * get("k_a")), v, a, decay))
+        state, outputs = np.zeros((self.heads, k.shape[2], v.shape[2])), []
+        for t in range(len(x)):
+            read = np.einsum("hk,hkv->hv", kk[t], state)
+            state = state * decay[t][..., None] - (kk[t] * a[t])[..., None] * read[:, None]
+            state = state + k[t][..., None] * v[t][:, None]
+            outputs.append(np.einsum("hk,hkv->hv", r[t], state))
+        o = np.stack(outputs)
+        o = (o - o.mean(-1, keepdims=True)) / np.sqrt(o.var(-1, keepdims=True) + self.epsilon)
+        o = o.reshape(len(x), -1) * get("g_norm.weight") + get("g_norm.bias")
+        o = heads(o) + (r * k * get("r_k")).sum(-1, keepdims=True) * v
+        return (o.reshape(len(x), -1) * low_rank("g", mixed["g"], sigmoid)) @ get("o_proj.weight").T
+
+
+def rwkv7_logits(config, weights):
+    """Logits of TOKENS as the library's RWKV-7 defines them."""
+    mixing, x = TimeMixing(config, weights), weights["model.embeddings.weight"][TOKENS]
+
+    def normed(name, x):
+        y = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + config["norm_eps"])
+        return y * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    for number in range(config["num_hidden_layers"]):
+        place = f"model.layers.{number}"
+        x = x + mixing(normed(f"{place}.attn_norm", x), number)
+        y = normed(f"{place}.ffn_norm", x)
+        y = y + (np.concatenate([np.zeros_like(y[:1]), y[:-1]]) - y) * weights[f"{place}.ffn.x_k"]
+        y = np.maximum(y @ weights[f"{place}.ffn.key.weight"].T, 0) ** 2
+        x = x + y @ weights[f"{place}.ffn.value.weight"].T
+    return normed("model.norm", x) @ weights["model.embeddings.weight"].T
+
+
 def logits_of(folder):
     """Logits of TOKENS as the library defines them."""
     config = json.loads((folder / "config.json").read_text())
     weights = {name: array.astype(np.float64) for name, array in load_file(folder / "model.safetensors").items()}
+    if config["model_type"] == "rwkv7":
+        return rwkv7_logits(config, weights)
     x, epsilon = weights["model.embeddings.weight"][TOKENS], config["norm_eps"]
     spec = config.get("attn") or {"layers": []}
     for number in range(config["num_hidden_layers"]):
@@ -167,6 +228,8 @@ def test_the_library_would_compute_the_same(name, tmp_path):
         ("hgrn2", {"use_lower_bound": True}, "use_lower_bound=True: this project has False only"),
         ("delta_net", {"attn": {"layers": [7], "num_heads": 4}}, "layers must be numbers of layers, from 0 to 1"),
         ("kda", {"lower_bound": 5.0}, "lower_bound=5.0: must be a negative number"),
+        ("rwkv7", {"norm_first": True}, "norm_first=True: this project has False only"),
+        ("rwkv7", {"a_low_rank_dim": 16}, "decay_low_rank_dim=32: ranks are equal here"),
     ],
 )
 def test_a_config_that_says_what_is_not_here(name, fields, reason, tmp_path):
@@ -175,3 +238,12 @@ def test_a_config_that_says_what_is_not_here(name, fields, reason, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
     with pytest.raises(UserError, match=reason):
         import_huggingface(tmp_path / "out")
+
+
+def test_published_rwkv7_is_refused(tmp_path):
+    export_huggingface(parameters(FLASH["rwkv7"]), FLASH["rwkv7"], tmp_path / "out", facts=Facts("toy"))
+    path = tmp_path / "out" / "model.safetensors"
+    for name in ("layers.1.attn.v_lora.lora.2.bias", "layers.0.ffn.x_k"):
+        save_file({**load_file(path), f"model.{name}": np.full(32, 0.5, np.float32)}, path)
+        with pytest.raises(UserError, match=f"{name} is not what stands for leaving it out"):
+            import_huggingface(tmp_path / "out")

@@ -7,13 +7,13 @@ __getattr__, __all__ = lazy_names(
     {
         "batch": "Batch DataConfig",
         "synthetics": "AskedFirstMQAR BigramBackcopy Brevo BrevoSlice CommonWords CompositionalMQAR Compression "
-        "ConflictSlice CopySlice Copying Depo DepoSlice DigitArithmetic DigitSlice ForgettingMQAR FrequentWords "
-        "FuzzyRecall FuzzySlice GCOG GCOGSlice GridQuestions GridSlice InContextRecall InductionHeads JointRecall "
-        "JointSlice KnowledgeConflict LookupSlice MQAR MQARVariant Majority Mano ManoSlice Memorization "
-        "NGramLookup Needles NoisyMQAR Phonebook PhonebookSlice RecallSlice RecalledTokens "
-        "SelectiveCopySlice SelectiveCopying SetDisjointness SetSlice Slice StackSlice Stacks "
-        "StateTracking SyntheticTask TaskContract VariableTracking arrays mad mad_score mad_settings "
-        "ruler",
+        "ConflictSlice CopySlice Copying Depo DepoSlice DigitArithmetic DigitSlice ForgettingMQAR "
+        "FrequentWords FuzzyRecall FuzzySlice GCOG GCOGSlice GridQuestions GridSlice InContextRecall "
+        "InductionHeads JointRecall JointSlice KnowledgeConflict LookupSlice MQAR MQARVariant Majority Mano "
+        "ManoSlice MaskedRecall Memorization NGramLookup Needles NoisyMQAR PairSlice Phonebook "
+        "PhonebookSlice RecallSlice RecalledTokens SelectiveCopySlice SelectiveCopying SetDisjointness "
+        "SetSlice Slice SourceCopying SourceRecall StackSlice Stacks StateTracking SyntheticTask "
+        "TaskContract VariableTracking arrays mad mad_score mad_settings numpy_batch ruler",
         "text": "Chunked Decomposed Packed Preparation Text open_prepared",
         "tokenizers": "Tokenizer open_tokenizer",
     },

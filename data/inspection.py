@@ -70,13 +70,16 @@ def _task(task: Any, count: int) -> Iterator[str]:
 
 
 def example(batch: Batch, row: int, spelling: Callable[[int], str] = str) -> str:
-    """Returns the tokens of one row, with the target behind each labelled one: "5 7[->42] 5"."""
+    """Returns the tokens of one row, with the target behind each labelled one: "5 7[->42] 5". Those of its source come
+    first, where it has one: "7 42 => 7[->42]"."""
     tokens, targets = np.asarray(batch.tokens)[row], np.asarray(batch.targets)[row]
     weights = np.asarray(batch.weights)[row]
     positions = np.arange(len(targets)) if batch.target_positions is None else np.asarray(batch.target_positions)[row]
     answers = {int(at): int(target) for at, target, weight in zip(positions, targets, weights, strict=True) if weight}
     words = [spelling(int(token)) for token in tokens]
-    return " ".join(f"{word}[->{spelling(answers[at])}]" if at in answers else word for at, word in enumerate(words))
+    source = [] if batch.source is None else [*(spelling(int(token)) for token in np.asarray(batch.source)[row]), "=>"]
+    labelled = (f"{word}[->{spelling(answers[at])}]" if at in answers else word for at, word in enumerate(words))
+    return " ".join([*source, *labelled])
 
 
 def spread(numbers: Sequence[int] | np.ndarray) -> str:

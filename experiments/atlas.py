@@ -119,7 +119,7 @@ def _by_class() -> Iterator[tuple[str, SyntheticTask]]:
     for name in synthetics.__all__:
         cls = getattr(synthetics, name)
         is_task = isinstance(cls, type) and issubclass(cls, SyntheticTask) and not inspect.isabstract(cls)
-        if is_task and cls is not StateTracking:
+        if is_task and cls is not StateTracking and cls.pattern == "causal self":
             yield re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower(), cls()
 
 

@@ -6,7 +6,7 @@ tokens, labels = arrays(task, step=0, batch_size=64)    # NumPy, (64, 64) each; 
 """
 
 from recollect.configuration.base import exported_names
-from recollect.data.synthetics.arrays import arrays
+from recollect.data.synthetics.arrays import arrays, numpy_batch
 from recollect.data.synthetics.bigram_backcopy import BigramBackcopy
 from recollect.data.synthetics.brevo import Brevo, BrevoSlice
 from recollect.data.synthetics.compression import Compression
@@ -35,6 +35,7 @@ from recollect.data.synthetics.mqar_variants import (
 )
 from recollect.data.synthetics.needles import Needles
 from recollect.data.synthetics.ngram_lookup import LookupSlice, NGramLookup
+from recollect.data.synthetics.pattern_tasks import MaskedRecall, PairSlice, SourceCopying, SourceRecall
 from recollect.data.synthetics.phonebook import Phonebook, PhonebookSlice
 from recollect.data.synthetics.ruler import ruler
 from recollect.data.synthetics.selective_copying import SelectiveCopying, SelectiveCopySlice

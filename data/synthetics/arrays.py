@@ -33,7 +33,7 @@ def arrays(
       role: "train", or "evaluation": examples that are never trained on.
       slice: one of the task's slices; None is the first.
     """
-    batch = jax.device_get(_sampler(task, role, slice, batch_size)(seed, step))
+    batch: Any = numpy_batch(task, step, batch_size, seed=seed, role=role, slice=slice)
     labels = np.full(batch.tokens.shape, IGNORED, np.int32)
     positions = batch.target_positions
     if positions is None:
@@ -41,6 +41,20 @@ def arrays(
     rows, targets = np.nonzero(batch.weights)
     labels[rows, positions[rows, targets]] = batch.targets[rows, targets]
     return batch.tokens, labels
+
+
+def numpy_batch(
+    task: SyntheticTask,
+    step: int,
+    batch_size: int = 64,
+    *,
+    seed: int = 0,
+    role: Literal["train", "evaluation"] = "train",
+    slice: Any = None,
+) -> Batch:
+    """Returns one batch whole, as NumPy arrays: what tasks with a source, types or vectors state beside tokens, too.
+    Arguments are those of `arrays`."""
+    return jax.device_get(_sampler(task, role, slice, batch_size)(seed, step))
 
 
 @functools.lru_cache(maxsize=64)

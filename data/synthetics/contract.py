@@ -38,6 +38,9 @@ class TaskContract(DataConfig):
     """What runs are ranked by, a key of `evaluation.METRICS`: "accuracy" of labelled positions, or "exact", the share
     of examples with every label right (as in greedy generation, which would feed itself the same labels)."""
 
+    pattern: ClassVar[str] = "causal self"
+    """The pattern of attention that a model needs, as layers/patterns.py names it; cross ones have a `Batch.source`."""
+
     breakdown: ClassVar[str | None] = None
     """What `Batch.groups` numbers, for example "hop"; accuracy is reported by it."""
 

@@ -51,7 +51,6 @@ from recollect.layers.mixers.min_gru import MinGRU, MinGRUMixer
 from recollect.layers.mixers.mixture_of_heads import HeadUse, MixtureOfHeads, MixtureOfHeadsAttention
 from recollect.layers.mixers.mlstm import MLSTM, MLSTMMixer
 from recollect.layers.mixers.native_sparse_attention import (
-    Compression,
     NativeSparseAttention,
     NativeSparseSoftmaxAttention,
 )

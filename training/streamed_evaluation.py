@@ -13,7 +13,7 @@ from jaxtyping import Array, Int
 from recollect.configuration import UserError
 from recollect.data.batch import Batch
 from recollect.layers.mixer import Context, MixerOutput
-from recollect.layers.state import keys_read
+from recollect.layers.state import measured_reads
 from recollect.models.functional import Params, state_bytes_at
 from recollect.models.language_model import LanguageModel, LanguageModelModule
 from recollect.training.evaluator import evaluate
@@ -25,7 +25,9 @@ from recollect.training.step import Program
 def evaluate_streamed(experiment: Experiment, params: Params, prefill: int) -> dict[str, Any]:
     """Returns the metrics of `evaluate`, of a model that gets the first `prefill` tokens at once and then one by one;
     and what it costs: "state_bytes" by length, all arrays of one sequence's decoding state, and "keys_read", the keys
-    that a token after the prefill reads: a mean over tokens and key heads, summed over layers.
+    that a token after the prefill reads: a mean over tokens and key heads, summed over layers; and where layers choose
+    among all keys "mass_kept", the share of the probability of full attention that the chosen ones hold: a mean over
+    tokens, query heads and those layers.
 
     Raises:
       UserError: the prefill leaves no token, or a mixer cannot stream.
@@ -58,7 +60,7 @@ class StreamedProgram(Program):
         return losses(module, batch, weights, self.experiment.loss, key)
 
     def measured(self, out: MixerOutput) -> dict[str, Any]:
-        return {"keys_read": (out.metrics["keys_read"], out.metrics["tokens"])}
+        return {name: (total, out.metrics["tokens"]) for name, total in out.metrics.items() if name != "tokens"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,7 @@ class StreamedModule:
 
     def hidden(self, tokens: Int[Array, "b t"], context: Context) -> MixerOutput:
         """Returns the hidden vectors of tokens that are given one by one, but for those of the prefill; as metrics
-        their number without padding and the keys that they read, sums."""
+        their number without padding, and sums over them of what `evaluate_streamed` returns means of."""
         if any(known is not None for known in (context.token_types, context.fields, context.vectors, context.source)):
             raise UserError("--streamed gives plain tokens, and this task's have types, fields, vectors or a source")
         b, t = tokens.shape
@@ -93,11 +95,15 @@ class StreamedModule:
 
         def step(state: Any, part: tuple[jax.Array, ...]) -> tuple[Any, Any]:
             tokens, segments = (x[:, None] for x in part)
-            out, state = self.module.extend(tokens, state, Context(segments=segments))
-            return state, (out[:, 0], jnp.sum(keys_read(state.layers) * (part[1] != 0)))
+            with measured_reads() as layers:
+                out, state = self.module.extend(tokens, state, Context(segments=segments))
+            measured = {"keys_read": sum((reads.keys for reads in layers), jnp.zeros(b))}
+            if shares := [reads.mass for reads in layers if reads.mass is not None]:
+                measured["mass_kept"] = sum(shares, jnp.zeros(b)) / len(shares)
+            return state, (out[:, 0], {name: jnp.sum(rows * (part[1] != 0)) for name, rows in measured.items()})
 
         rest = (x[:, self.prefill :].T for x in (tokens, segments))
-        _, (out, read) = jax.lax.scan(step, state, tuple(rest))
+        _, (out, measured) = jax.lax.scan(step, state, tuple(rest))
         number = jnp.sum(segments[:, self.prefill :] != 0, dtype=jnp.float32)
         hidden = jnp.concatenate([*first, jnp.moveaxis(out, 0, 1)], axis=1)
-        return MixerOutput(hidden, metrics={"keys_read": jnp.sum(read), "tokens": number})
+        return MixerOutput(hidden, metrics=jax.tree.map(jnp.sum, measured) | {"tokens": number})

@@ -20,9 +20,18 @@ from jaxtyping import Array, Float, Int
 
 from recollect.layers.mixer import Context, MixerOutput, Place
 from recollect.layers.mixers.attention import SoftmaxAttention, SoftmaxConfig
-from recollect.layers.modules.selection import hidden_bias, keys_read, selector_losses, token_indices, with_kept
+from recollect.layers.modules.selection import (
+    hidden_bias,
+    keys_read,
+    number_read,
+    selected_reads,
+    selector_losses,
+    token_indices,
+    with_kept,
+)
 from recollect.layers.modules.selectors import MeanBlocks, Selector
 from recollect.layers.state.key_value_cache import KeyValueCache
+from recollect.layers.state.reads import Reads
 from recollect.pallas_kernels.softmax_attention import softmax_attention
 
 
@@ -69,3 +78,9 @@ class BlockSelectionAttention(SoftmaxAttention):
         out = self._finish(softmax_attention(q, k, v, bias=bias, **self._seen(fields), **fields), x)
         losses = selector_losses(self.selector, x, q, k, kept, fields, read, self.head_dim**-0.5)
         return dataclasses.replace(out, losses=losses)
+
+    def _reads(self, x: jax.Array, q: jax.Array, k: Any, v: jax.Array, fields: dict[str, Any]) -> Reads:
+        k, kept = k
+        read = keys_read(self.selector, x, q, k, kept, fields)
+        number = number_read(read, k.shape[2], fields) + self.selector.number_scored(fields)
+        return selected_reads(number, read, q, k, fields, bias=self._bias(x, q, k, fields))

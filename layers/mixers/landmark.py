@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import chz
+import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -26,7 +27,9 @@ from recollect.configuration import UserError, at_least, requires
 from recollect.layers.mixer import MixerOutput, Place, Traits
 from recollect.layers.mixers.attention import SoftmaxAttention, SoftmaxConfig
 from recollect.layers.modules.positions import Rotary
+from recollect.layers.modules.selection import hidden_bias, number_read, selected_reads
 from recollect.layers.modules.selectors import LandmarkTokens, complete_fields
+from recollect.layers.state.reads import Reads
 from recollect.pallas_kernels.landmark_attention import landmark_attention, retrieve_blocks
 
 
@@ -104,3 +107,21 @@ class LandmarkMixer(SoftmaxAttention):
                 q, k = (self.positions.rotate(y, fields[f"{side}_positions"]) for y, side in ((q, "query"), (k, "key")))
             o = landmark_attention(q, k, v, block=block, **({} if plain else fields))
         return self._finish(o, x)
+
+    def _reads(self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, fields: dict[str, Any]) -> Reads:
+        block, retrieve, window = self.config.block, self.config.retrieve, self.config.window
+        if retrieve is None:
+            return super()._reads(x, q, k, v, fields)
+        selector = LandmarkTokens(block, retrieve, window, self.positions)
+        blocks_of_query, j = (
+            fields["query_positions"][:, None, :, None] // (block + 1),
+            fields["key_positions"][:, None, None],
+        )
+        landmark, own = j % (block + 1) == block, j // (block + 1) == blocks_of_query
+        read = selector.schedule(x, q, k, None, fields).mask(**fields)
+        read |= j // (block + 1) // window == blocks_of_query // window
+        # What retrieval weighs: the own block's tokens, and the landmarks of others, all of which are read to choose.
+        weighed = landmark != own
+        number = number_read((read | landmark) & ~(landmark & own), k.shape[2], fields)
+        q, k = (selector.rotate(y, fields[f"{side}_positions"]) for y, side in ((q, "query"), (k, "key")))
+        return selected_reads(number, read & weighed, q, k, fields, bias=hidden_bias(weighed))

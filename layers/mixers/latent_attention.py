@@ -128,17 +128,22 @@ class MultiHeadLatentAttention(SoftmaxAttention):
     def _mix(self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, fields: dict[str, Any]) -> MixerOutput:
         latent, shared, heads = k, v, self.config.heads
         if "key_positions" in fields:
-            up, down = (
-                split_heads(linear.kernel[...][None].astype(x.dtype), heads)[0]
-                for linear in (self.key_up, self.value_up)
-            )
-            absorbed = jnp.einsum("bthk,uhk->bthu", q[..., : self.key_dim], up)
-            q = jnp.concatenate([absorbed, q[..., self.key_dim :]], axis=-1)
-            k = jnp.concatenate([latent, shared], axis=-1)
+            q, k = self._absorbed(q, latent, shared)
             o = softmax_attention(q, k, latent, scale=self.scale, **self._seen(fields), **fields)
-            return self._finish(jnp.einsum("bthu,uhv->bthv", o, down), x)
+            return self._finish(jnp.einsum("bthu,uhv->bthv", o, self._by_head(self.value_up, x.dtype)), x)
         k, v = self._keys(latent, shared), split_heads(self.value_up(latent[:, :, 0]), heads)
         return self._finish(softmax_attention(q, k, v, scale=self.scale, **self._seen(fields), **fields), x)
+
+    def _absorbed(
+        self, q: Float[Array, "b t h k"], latent: Float[Array, "b s 1 u"], shared: Float[Array, "b s 1 r"]
+    ) -> tuple[Float[Array, "b t h c"], Float[Array, "b s 1 c"]]:
+        """Returns queries multiplied by W_k, and the keys that all heads share: latents, with their rotated part."""
+        absorbed = jnp.einsum("bthk,uhk->bthu", q[..., : self.key_dim], self._by_head(self.key_up, q.dtype))
+        q = jnp.concatenate([absorbed, q[..., self.key_dim :]], axis=-1)
+        return q, jnp.concatenate([latent, shared], axis=-1)
+
+    def _by_head(self, linear: Linear, dtype: Any) -> Float[Array, "u h k"]:
+        return split_heads(linear.kernel[...][None].astype(dtype), self.config.heads)[0]
 
     def _keys(self, latent: Float[Array, "b t 1 u"], shared: Float[Array, "b t 1 r"]) -> Float[Array, "b t h k"]:
         """Returns the keys of all heads, both parts of them."""

@@ -30,10 +30,12 @@ from jaxtyping import Array, Bool, Float
 from recollect.configuration import UserError, at_least
 from recollect.layers.mixer import MixerOutput, Place
 from recollect.layers.mixers.attention import SoftmaxAttention, SoftmaxConfig
-from recollect.layers.modules.linear import Linear, normal, parameter
+from recollect.layers.modules.block_compression import BlockCompression
+from recollect.layers.modules.linear import Linear
 from recollect.layers.modules.score_biases import ScoreBias
-from recollect.layers.modules.selection import hidden_bias
+from recollect.layers.modules.selection import hidden_bias, number_read, selected_reads
 from recollect.layers.modules.selectors import block_slices, complete_fields
+from recollect.layers.state.reads import Reads
 from recollect.pallas_kernels.key_schedule import KeyBlocks, KeySchedule, best_blocks, complete_blocks, earlier_blocks
 from recollect.pallas_kernels.masks import Causal, SameSegment, Window
 from recollect.pallas_kernels.softmax_attention import softmax_attention
@@ -95,17 +97,15 @@ class NativeSparseSoftmaxAttention(SoftmaxAttention):
         self.value = Linear(width, self.key_heads * self.head_dim, "d gv", rngs, bias=config.bias)
         self.gate = Linear(width, 3 * config.heads, "d h", rngs)
         mlp = config.compress == "mlp"
-        self.compress_key = Compression(config.block, self.head_dim, rngs) if mlp else None
-        self.compress_value = Compression(config.block, self.head_dim, rngs) if mlp else None
+        self.compress_key = BlockCompression(config.block, self.head_dim, rngs) if mlp else None
+        self.compress_value = BlockCompression(config.block, self.head_dim, rngs) if mlp else None
 
     def _mix(self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, fields: dict[str, Any]) -> MixerOutput:
         complete = complete_fields(fields, *x.shape[:2])
         keys, values = jnp.split(k, 3, axis=2), jnp.split(v, 3, axis=2)
-        blocks = complete_blocks(complete["key_positions"], complete["key_segments"], *self._sizes)
-        compressed, weights = self._compressed(q, keys[0], values[0], blocks, complete)
-        read = self._schedule(weights, blocks, complete).mask(**complete)
-        hidden = hidden_bias(jnp.repeat(read, q.shape[2] // read.shape[1], axis=1))
-        selected = softmax_attention(q, keys[1], values[1], bias=hidden, **self._seen(fields), **fields)
+        compressed, _, read = self._selected(q, keys[0], values[0], complete)
+        seen: dict[str, Any] = {"bias": hidden_bias(read), **self._seen(fields)}
+        selected = softmax_attention(q, keys[1], values[1], **seen, **fields)
         near: dict[str, Any] = {"window": self.config.window}
         if "key_positions" in fields:
             near = {"mask": Causal() & SameSegment() & Window(self.config.window)}
@@ -114,26 +114,40 @@ class NativeSparseSoftmaxAttention(SoftmaxAttention):
         branches = jnp.stack([compressed, selected, windowed], axis=2)
         return self._finish(jnp.sum(gates * branches, axis=2).astype(x.dtype), x)
 
-    @property
-    def _sizes(self) -> tuple[int, int]:
-        return self.config.block, self.config.stride
+    def _reads(self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, fields: dict[str, Any]) -> Reads:
+        keys, values = jnp.split(k, 3, axis=2), jnp.split(v, 3, axis=2)
+        _, past, read = self._selected(q, keys[0], values[0], fields)
+        near = fields["query_positions"][:, :, None] - fields["key_positions"][:, None] < self.config.window
+        number = number_read(read, keys[1].shape[2], fields) + number_read(near[:, None], 1, fields)
+        number += jnp.sum(past, axis=2)
+        return selected_reads(number, read, q, keys[1], fields)
+
+    def _selected(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, fields: dict[str, jax.Array]
+    ) -> tuple[Float[Array, "b t h v"], Bool[Array, "b t n"], Bool[Array, "b h t s"]]:
+        """Returns the outputs of the first branch, the blocks that each query reads in it, and the keys that it
+        reads in the second."""
+        block, stride = self.config.block, self.config.stride
+        blocks = complete_blocks(fields["key_positions"], fields["key_segments"], block, stride)
+        ended = (fields["query_positions"] + 1 - block) // stride + 1  # blocks that are past with the query's token
+        past = earlier_blocks(blocks, ended, fields["query_segments"])
+        out, weights = self._compressed(q, k, v, blocks, past)
+        read = self._schedule(weights, blocks, fields).mask(**fields)
+        return out, past, jnp.repeat(read, q.shape[2] // k.shape[2], axis=1)
 
     def _compressed(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, blocks: KeyBlocks, fields: dict[str, jax.Array]
+        self, q: jax.Array, k: jax.Array, v: jax.Array, blocks: KeyBlocks, past: Bool[Array, "b t n"]
     ) -> tuple[Float[Array, "b t h v"], Float[Array, "b t g n"]]:
         """Returns the outputs of the first branch, and its weights summed over the query heads of each key head."""
         (b, t, h, dim), g = q.shape, k.shape[2]
         k, v = (self._blocks(*pair, blocks) for pair in ((k, self.compress_key), (v, self.compress_value)))
-        block, stride = self._sizes
-        ended = (fields["query_positions"] + 1 - block) // stride + 1  # blocks that are past with the query's token
-        seen = earlier_blocks(blocks, ended, fields["query_segments"])[:, :, None, None]
         scores = jnp.einsum("btgrk,bngk->btgrn", q.reshape(b, t, g, h // g, dim), k, preferred_element_type=jnp.float32)
-        weights, total, _ = unnormalised_softmax(jnp.where(seen, scores * dim**-0.5, -jnp.inf))
+        weights, total, _ = unnormalised_softmax(jnp.where(past[:, :, None, None], scores * dim**-0.5, -jnp.inf))
         weights = weights / total[..., None]
         out = jnp.einsum("btgrn,bngv->btgrv", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
         return out.reshape(b, t, h, -1), jnp.sum(weights, axis=3)
 
-    def _blocks(self, x: jax.Array, compress: Compression | None, blocks: KeyBlocks) -> Float[Array, "b n g k"]:
+    def _blocks(self, x: jax.Array, compress: BlockCompression | None, blocks: KeyBlocks) -> Float[Array, "b n g k"]:
         tokens = jnp.swapaxes(block_slices(x, blocks.start, self.config.block), 2, 3)  # (b, n, g, l, k)
         tokens = jnp.where(blocks.exists[:, :, None, None, None], tokens, 0)
         return jnp.mean(tokens, axis=3) if compress is None else compress(tokens)
@@ -142,7 +156,7 @@ class NativeSparseSoftmaxAttention(SoftmaxAttention):
         self, weights: Float[Array, "b t g n"], compressed: KeyBlocks, fields: dict[str, jax.Array]
     ) -> KeySchedule:
         """Returns the selected blocks."""
-        (block, stride), size, local = self._sizes, self.config.size, self.config.local
+        block, stride, size, local = self.config.block, self.config.stride, self.config.size, self.config.local
         blocks = complete_blocks(fields["key_positions"], fields["key_segments"], size)
         starts, others = compressed.start[:, :, None], blocks.start[:, None]
         overlap = jnp.minimum(starts + block, others + size) - jnp.maximum(starts, others)
@@ -154,16 +168,3 @@ class NativeSparseSoftmaxAttention(SoftmaxAttention):
         allowed = earlier_blocks(blocks, own, fields["query_segments"])
         importance = jnp.where(forced[:, :, None], jnp.inf, importance)
         return KeySchedule(blocks, *best_blocks(importance, allowed[:, :, None], self.config.top - 1), size)
-
-
-class Compression(nnx.Module):
-    """phi: one vector of a block's, W_2 gelu(W_1 [x_1 + e_1 ... x_l + e_l])."""
-
-    def __init__(self, block: int, dim: int, rngs: nnx.Rngs):
-        self.places = parameter(jnp.zeros((block, dim)), "t k", decay=False)
-        self.up = Linear(block * dim, dim, "k u", rngs, init=normal((block * dim) ** -0.5))
-        self.down = Linear(dim, dim, "u k", rngs, init=normal(dim**-0.5))
-
-    def __call__(self, x: Float[Array, "b n g l k"]) -> Float[Array, "b n g k"]:
-        x = (x + self.places[...].astype(x.dtype)).reshape(*x.shape[:3], -1)
-        return self.down(jax.nn.gelu(self.up(x)))

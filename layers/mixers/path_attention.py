@@ -33,6 +33,7 @@ from recollect.layers.modules.gates import unit
 from recollect.layers.modules.linear import Linear, split_heads
 from recollect.layers.modules.score_biases import distances
 from recollect.layers.modules.short_convolution import CausalConvolution, has_taps
+from recollect.layers.state.reads import cache_reads, report
 from recollect.pallas_kernels.linear_recurrence.chunk_matrices import unit_inverse
 from recollect.pallas_kernels.softmax_attention import softmax_attention
 
@@ -90,6 +91,7 @@ class PathMixer(ConvolvedAttention):
         _, values, slots, cache = cache.remember(k.astype(jnp.float32), v, tokens, cursor)
         fields: dict[str, Any] = {"query_positions": tokens.positions, "query_segments": tokens.segments}
         fields |= {"key_positions": slots.positions, "key_segments": slots.segments}
+        report(lambda: cache_reads(slots.segments))
         bias, keys = self._moved(x, q, cache.keys, fields)
         seen = {"bias": bias, **self._seen(fields), **fields}
         out = self._finish(softmax_attention(q, cache.keys.astype(q.dtype), values, **seen), x)

@@ -19,6 +19,7 @@ from recollect.layers.mixers.attention import SoftmaxAttention
 from recollect.layers.state.cache_policy import CacheSizes, NewTokens, View, one_by_one
 from recollect.layers.state.capacity import check_capacity, check_positions
 from recollect.layers.state.policy_state import PolicyState
+from recollect.layers.state.reads import Reads, mass_kept, measuring, report
 from recollect.pallas_kernels.masks import Causal, SameSegment, TokenFields
 from recollect.pallas_kernels.scheduled_attention.merge_parts import merge
 from recollect.pallas_kernels.segments import carry_segments
@@ -58,26 +59,26 @@ class PolicyAttention(SoftmaxAttention):
         k, v = (jnp.moveaxis(y, 2, 1) for y in (stored, v))
         new = NewTokens(k, v, tokens.positions, tokens.segments, number, documents)
         if t == 1:
-            o, cache, keys_read = self._step(x, q, state.cache, new)
+            o, cache, reads = self._step(x, q, state.cache, new)
+            report(lambda: reads)
         elif policy.by_token:
 
-            def step(cache: Any, token: tuple[jax.Array, jax.Array, NewTokens]) -> tuple[Any, Any]:
+            def step(cache: Any, token: tuple[jax.Array, jax.Array, NewTokens]) -> tuple[Any, jax.Array]:
                 x, q, new = token
-                out, cache, keys_read = self._step(x, q, cache, new)
-                return cache, (out[:, 0], keys_read)
+                out, cache, _ = self._step(x, q, cache, new)
+                return cache, out[:, 0]
 
             by_token: Any = (*(jnp.moveaxis(y[:, :, None], 1, 0) for y in (x, q)), one_by_one(new))
-            cache, (o, each) = jax.lax.scan(step, state.cache, by_token)
-            o, keys_read = jnp.moveaxis(o, 0, 1), each[-1]
+            cache, o = jax.lax.scan(step, state.cache, by_token)
+            o = jnp.moveaxis(o, 0, 1)
         else:
             views = (*policy.past(state.cache, new), *policy.among(new))
-            o, masses = self._read_views(x, q, new, views)
-            cache, keys_read = policy.prefill(state.cache, new, views, masses), state.keys_read
+            o, _, masses = self._read_views(x, q, new, views)
+            cache = policy.prefill(state.cache, new, views, masses)
         count = state.count + jnp.sum(valid, axis=1, dtype=jnp.int32)
-        after = dataclasses.replace(state, cache=cache, count=count, cursor=cursor, keys_read=keys_read)
-        return self._finish(o, x), after
+        return self._finish(o, x), dataclasses.replace(state, cache=cache, count=count, cursor=cursor)
 
-    def _step(self, x: jax.Array, q: jax.Array, cache: Any, new: NewTokens) -> tuple[jax.Array, Any, jax.Array]:
+    def _step(self, x: jax.Array, q: jax.Array, cache: Any, new: NewTokens) -> tuple[jax.Array, Any, Reads]:
         """Returns the policy's `step`."""
         policy = self.config.cache
         asked = q if policy.unrotated else self._rotated(q, new.positions)
@@ -86,8 +87,9 @@ class PolicyAttention(SoftmaxAttention):
 
     def _read_views(
         self, x: Float[Array, "b t d"], q: Float[Array, "b t h k"], new: NewTokens, views: tuple[View, ...]
-    ) -> tuple[Float[Array, "b t h v"], tuple[Float[Array, "b g _"], ...]]:
-        """Returns attention over all keys of the views, and the mass that each got where the policy asks for it."""
+    ) -> tuple[Float[Array, "b t h v"], Float[Array, "b t h"], tuple[Float[Array, "b g _"], ...]]:
+        """Returns attention over all keys of the views, the log-sum-exps of the scores, and the mass that each key got
+        where the policy observes it."""
         (b, t, h, dim), g = q.shape, self.key_heads
         rows = self.config.cache.mass_rows
 
@@ -118,7 +120,8 @@ class PolicyAttention(SoftmaxAttention):
             last = None if rows == 0 or t == 1 else jnp.repeat(_last_valid(new.valid, rows), g, axis=0)
             found = (key_mass(turned, keys, lse, **call, rows=last) for turned, keys, call in calls)
             masses = tuple(jnp.sum(mass, axis=1).reshape(b, g, -1) for mass in found)
-        return jnp.moveaxis(o.reshape(b, g, t, h // g, -1), 1, 2).reshape(b, t, h, -1), masses
+        o, lse = (jnp.moveaxis(y.reshape(b, g, t, h // g, -1), 1, 2).reshape(b, t, h, -1) for y in (o, lse))
+        return o, lse[..., 0], masses
 
     def _bias_by_head(self, x: jax.Array, q: jax.Array, k: jax.Array, fields: dict[str, Any]) -> jax.Array | None:
         """Returns the bias of scores whose rows are key heads, (b g, r, t, s): of each row the heads that are its."""
@@ -149,7 +152,14 @@ class _NewestTokens:
     new: NewTokens
 
     def __call__(self, views: tuple[View, ...]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        return self.module._read_views(self.x, self.q, self.new, views)
+        out, _, masses = self.module._read_views(self.x, self.q, self.new, views)
+        return out, masses
+
+    def mass_kept(self, views: tuple[View, ...], every: tuple[View, ...]) -> jax.Array | None:
+        if not measuring():
+            return None
+        of_read, of_all = (self.module._read_views(self.x, self.q, self.new, some)[1] for some in (views, every))
+        return mass_kept(of_read, of_all, self.new.segments)
 
     def rotate(self, x: jax.Array, positions: jax.Array) -> jax.Array:
         return self.module._rotated(x, positions)

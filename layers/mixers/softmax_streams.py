@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 from jaxtyping import Array, Float
 
 from recollect.configuration import UserError
@@ -15,6 +16,7 @@ from recollect.layers.mixer import MixerOutput, zero_padding
 from recollect.layers.mixers.cross_attention import CrossReader
 from recollect.layers.modules import masking
 from recollect.layers.state.capacity import check_positions
+from recollect.layers.state.reads import Reads, cache_reads, report
 
 
 class SoftmaxStreams(CrossReader):
@@ -32,7 +34,12 @@ class SoftmaxStreams(CrossReader):
         fields |= {"key_positions": slots.positions, "key_segments": slots.segments}
         if state.further:
             fields |= {"query_fields": masking.given(state.further, tokens), "key_fields": state.further}
+        report(lambda: self._reads(x, q, keys, values, fields))
         return self._mix(x, q, keys, values, fields), state
+
+    def _reads(self, x: jax.Array, q: jax.Array, k: Any, v: Any, fields: dict[str, Any]) -> Reads:
+        """Returns what tokens read that are streamed; arguments are those of `_mix`. Here the cache is read whole."""
+        return cache_reads(fields["key_segments"])
 
     def _refuse_stream(self) -> None:
         """Raises UserError where a stream cannot start from `init_state`."""

@@ -23,8 +23,17 @@ from jaxtyping import Array, Float, Int
 from recollect.layers.mixer import Context, MixerOutput, Place
 from recollect.layers.mixers.latent_attention import LatentAttention, MultiHeadLatentAttention
 from recollect.layers.modules.lightning_indexer import LightningIndexer
-from recollect.layers.modules.selection import hidden_bias, keys_read, selector_losses, token_indices, with_kept
+from recollect.layers.modules.selection import (
+    hidden_bias,
+    keys_read,
+    number_read,
+    selected_reads,
+    selector_losses,
+    token_indices,
+    with_kept,
+)
 from recollect.layers.state.key_value_cache import KeyValueCache
+from recollect.layers.state.reads import Reads
 
 
 @chz.chz(typecheck=True)
@@ -72,3 +81,9 @@ class SparseMultiHeadLatentAttention(MultiHeadLatentAttention):
             keys = self._keys(latent, v)
             losses = selector_losses(self.selector, x, q, keys, kept, fields, read, self.scale)
         return dataclasses.replace(out, losses=losses)
+
+    def _reads(self, x: jax.Array, q: jax.Array, k: Any, v: jax.Array, fields: dict[str, Any]) -> Reads:
+        latent, kept = k
+        read = keys_read(self.selector, x, q, latent, kept, fields)
+        number = number_read(read, 1, fields) + self.selector.number_scored(fields)
+        return selected_reads(number, read, *self._absorbed(q, latent, v), fields, scale=self.scale)

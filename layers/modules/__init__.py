@@ -1,6 +1,7 @@
 """Parts that mixers and models call: linear maps, norms, positions, gates, decays, selectors, convolutions, MLPs."""
 
 from recollect.configuration import exported_names
+from recollect.layers.modules.block_compression import BlockCompression
 from recollect.layers.modules.decays import (
     BoundedDecay,
     LogSigmoidDecay,

@@ -8,14 +8,14 @@ import chz
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from recollect.configuration import at_least, requires
 from recollect.layers.modules.linear import Linear, split_heads
 from recollect.layers.modules.norms import LayerNormalization
 from recollect.layers.modules.positions import Rotary
 from recollect.layers.modules.selectors import Fields, Selector, SelectorModule
-from recollect.pallas_kernels.key_schedule import KeySchedule, best_blocks, complete_blocks, earlier_blocks
+from recollect.pallas_kernels.key_schedule import KeyBlocks, KeySchedule, best_blocks, complete_blocks, earlier_blocks
 
 
 @chz.chz(typecheck=True)
@@ -73,10 +73,14 @@ class Indexer(nnx.Module, SelectorModule):
         products = jnp.einsum("bthk,bsk->bths", q, kept, preferred_element_type=jnp.float32)
         return jnp.einsum("bths,bth->bts", jax.nn.relu(products), weights)
 
+    def candidates(self, fields: Fields) -> tuple[KeyBlocks, Bool[Array, "b t n"]]:
+        """Returns the tokens, as blocks of one, and which each query may read."""
+        tokens = complete_blocks(fields["key_positions"], fields["key_segments"], 1)
+        return tokens, earlier_blocks(tokens, fields["query_positions"] + 1, fields["query_segments"])
+
     def schedule(self, x, q, k, kept: Any, fields: Fields) -> KeySchedule:
         """Returns the tokens, as blocks of one."""
-        tokens = complete_blocks(fields["key_positions"], fields["key_segments"], 1)
-        allowed = earlier_blocks(tokens, fields["query_positions"] + 1, fields["query_segments"])
+        tokens, allowed = self.candidates(fields)
         top = kept.shape[1] if self.config.dense else self.config.top
         scores = self.scores(x, kept, fields["query_positions"])
         return KeySchedule(tokens, *best_blocks(scores[:, :, None], allowed[:, :, None], top), 1, own=False)

@@ -1,4 +1,5 @@
-"""What softmax mixers with a selector (selectors.py) share: cache, mask, and the loss that trains the selector."""
+"""What softmax mixers with a selector (selectors.py) share: cache, mask, what is read while they stream, and the loss
+that trains the selector."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from recollect.layers.modules.selectors import SelectorModule, complete_fields
 from recollect.layers.state.key_value_cache import KeyValueCache
+from recollect.layers.state.reads import Reads, mass_kept
 from recollect.pallas_kernels.masks import Causal, SameSegment, TokenFields
+from recollect.pallas_kernels.softmax_attention import softmax_attention
 
 
 def token_indices(x: Float[Array, "b t d"], positions: Int[Array, "b t"] | None) -> Int[Array, "#b t"]:
@@ -47,6 +50,38 @@ def keys_read(
 def hidden_bias(read: Bool[Array, "#b #h t s"]) -> Float[Array, "#b #h t s"]:
     """Returns what hides the keys that are not read when it is added to scores."""
     return jnp.where(read, 0.0, -jnp.inf)
+
+
+def number_read(read: Bool[Array, "#b #h t s"], key_heads: int, fields: Mapping[str, Any]) -> Float[Array, "b t"]:
+    """Returns how many keys each query reads per key head, a mean over these: those that a query head of it reads and
+    that are not hidden anyway. `fields` are those of streamed tokens and of the keys in their cache."""
+    tokens = TokenFields(fields["query_positions"], fields["query_segments"])
+    keys = TokenFields(fields["key_positions"], fields["key_segments"])
+    seen = read & (Causal() & SameSegment()).dense(tokens, keys)[:, None]
+    groups = min(key_heads, read.shape[1])
+    by_group = jnp.any(seen.reshape(len(seen), groups, -1, *seen.shape[2:]), axis=2)
+    return jnp.mean(jnp.sum(by_group, axis=3, dtype=jnp.float32), axis=1)
+
+
+def selected_reads(
+    number: Float[Array, "b t"],
+    read: Bool[Array, "#b #h t s"],
+    q: Float[Array, "b t h k"],
+    k: Float[Array, "b s g k"],
+    fields: Mapping[str, Any],
+    *,
+    bias: Float[Array, "#b #h t s"] | None = None,
+    scale: float | None = None,
+) -> Reads:
+    """Returns what streamed tokens read: `number` keys each, and of the probability of attention to all keys, whose
+    scores have `bias` and `scale`, the share of those in `read`."""
+
+    def log_mass(bias: Float[Array, "#b #h t s"] | None) -> Float[Array, "b t h"]:
+        return softmax_attention(q, k, k, bias=bias, scale=scale, return_lse=True, **fields)[1]
+
+    hidden, segments = hidden_bias(read), fields["query_segments"]
+    share = mass_kept(log_mass(hidden if bias is None else hidden + bias), log_mass(bias), segments)
+    return Reads(jnp.sum(jnp.where(segments != 0, number, 0), axis=1), share)
 
 
 def selector_losses(

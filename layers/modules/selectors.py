@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from recollect.configuration import Config, at_least
 from recollect.layers.modules.positions import Placement
 from recollect.pallas_kernels.key_schedule import (
+    KeyBlocks,
     KeySchedule,
     best_blocks,
     complete_blocks,
@@ -50,6 +51,14 @@ class SelectorModule:
         """Returns the blocks that each query reads. `x` is the mixer's input, `kept` what `keep` returned of each
         key."""
         raise NotImplementedError
+
+    def candidates(self, fields: Fields) -> tuple[KeyBlocks, Bool[Array, "b t n"]]:
+        """Returns the blocks that are scored, and which of them for each query."""
+        raise NotImplementedError
+
+    def number_scored(self, fields: Fields) -> Int[Array, "b t"]:
+        """Returns how many vectors, one per block, each query reads to choose by."""
+        return jnp.sum(self.candidates(fields)[1], axis=2)
 
     def loss(
         self,
@@ -90,15 +99,19 @@ class MeanBlocks(Selector, SelectorModule):
         """Returns itself."""
         return self
 
+    def candidates(self, fields: Fields) -> tuple[KeyBlocks, Bool[Array, "b t n"]]:
+        """Returns the complete blocks, and which are before each query's own."""
+        blocks = complete_blocks(fields["key_positions"], fields["key_segments"], self.block)
+        return blocks, earlier_blocks(blocks, fields["query_positions"] // self.block, fields["query_segments"])
+
     def schedule(self, x, q, k, kept: Any, fields: Fields) -> KeySchedule:
         """Returns the earlier blocks that each query and head reads besides its own."""
         (b, t, h, dim), g = q.shape, k.shape[2]
-        blocks = complete_blocks(fields["key_positions"], fields["key_segments"], self.block)
+        blocks, earlier = self.candidates(fields)
         wide = jnp.promote_types(k.dtype, jnp.float32)
         means = jnp.mean(block_slices(k, blocks.start, self.block).astype(wide), axis=2)
         means = jnp.where(blocks.exists[:, :, None, None], means, 0)
         scores = jnp.einsum("btgrk,bngk->btgrn", q.reshape(b, t, g, h // g, dim).astype(wide), means)
-        earlier = earlier_blocks(blocks, fields["query_positions"] // self.block, fields["query_segments"])
         picked = best_blocks(scores.reshape(b, t, h, -1), earlier[:, :, None], self.top - 1)
         return KeySchedule(blocks, *picked, self.block)
 

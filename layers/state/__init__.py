@@ -15,8 +15,9 @@ from recollect.layers.state.hip import HiP, SearchedSlots
 from recollect.layers.state.key_value_cache import KeyValueCache
 from recollect.layers.state.long_convolution import LongConvolutionCache
 from recollect.layers.state.long_heads import ChunkedSlots, LongHeads
-from recollect.layers.state.policy_state import PolicyState, keys_read
+from recollect.layers.state.policy_state import PolicyState
 from recollect.layers.state.quantised import Codes, Quantised, QuantisedSlots
+from recollect.layers.state.reads import Reads, cache_reads, mass_kept, measured_reads, measuring, report
 from recollect.layers.state.recycled import Recycled, RecycledSlots
 from recollect.layers.state.snap_kv import PromptSlots, PyramidKV, SnapKV
 from recollect.layers.state.window_cache import WindowCache

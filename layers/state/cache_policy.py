@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from recollect.configuration import Config, UserError
+from recollect.layers.state.reads import Reads
 from recollect.pallas_kernels.masks import Mask
 
 
@@ -112,6 +113,10 @@ class Reader(Protocol):
         """Returns the heads' outputs (b, t, h, v), and where the policy has `mass_rows` the mass (b, g, n) of the keys
         of each view, summed over those queries and over the query heads of a key head."""
 
+    def mass_kept(self, views: tuple[View, ...], every: tuple[View, ...]) -> Float[Array, " b"] | None:
+        """Returns the share of the probability of full attention, over `every` key, that the keys of `views` hold;
+        None where nobody measures it."""
+
     def rotate(self, x: Float[Array, "*b n h k"], positions: Int[Array, "*#b n"]) -> Float[Array, "*b n h k"]:
         """Returns queries or keys with their positions in them."""
 
@@ -165,12 +170,13 @@ class CachePolicy(Config):
 
     def step(
         self, cache: Any, q: Float[Array, "b g r k"], new: NewTokens, read: Reader
-    ) -> tuple[Float[Array, "b 1 h v"], Any, Float[Array, " b"]]:
-        """Returns the heads' outputs for one token per row, the cache with it, and the number of keys it read."""
+    ) -> tuple[Float[Array, "b 1 h v"], Any, Reads]:
+        """Returns the heads' outputs for one token per row, the cache with it, and what it read."""
         cache = self.append(cache, new)
         views = self.select(cache, q, new)
         out, masses = read(views)
-        return out, self.observe(cache, views, masses), sum((view.keys_read() for view in views), jnp.zeros(len(q)))
+        number = sum((view.keys_read() for view in views), jnp.zeros(len(q)))
+        return out, self.observe(cache, views, masses), Reads(number)
 
     def past(self, cache: Any, new: NewTokens) -> tuple[View, ...]:
         """Returns what many new tokens read of those before them."""

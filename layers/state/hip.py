@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int
 from recollect.configuration import UserError, at_least
 from recollect.layers.state.cache_policy import CachePolicy, CacheSizes, NewTokens, Reader, View
 from recollect.layers.state.eviction import Slots, by_row
+from recollect.layers.state.reads import Reads
 
 
 @jax.tree_util.register_dataclass
@@ -75,7 +76,7 @@ class HiP(CachePolicy):
 
     def step(
         self, cache: SearchedSlots, q: Float[Array, "b g r k"], new: NewTokens, read: Reader
-    ) -> tuple[Float[Array, "b 1 h v"], SearchedSlots, Float[Array, " b"]]:
+    ) -> tuple[Float[Array, "b 1 h v"], SearchedSlots, Reads]:
         valid, number, before = new.valid[:, 0], new.number[:, 0], cache
         cache = dataclasses.replace(cache, all=cache.all.append(new), age=cache.age + 1)
         due = before.age >= self.every
@@ -90,7 +91,8 @@ class HiP(CachePolicy):
         cache, searched = jax.lax.cond(jnp.any(due), search, lambda cache: (cache, nothing), cache)
         view = self._view(cache, number)
         out, _ = read((view,))
-        return out, by_row(valid, cache, before), view.keys_read() + searched
+        reads = Reads(view.keys_read() + searched, read.mass_kept((view,), (cache.all.view(),)))
+        return out, by_row(valid, cache, before), reads
 
     def keys_read(self, length: int) -> float:
         """Returns a bound: the search reads fewer where halves are empty."""

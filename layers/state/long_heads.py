@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int
 from recollect.configuration import at_least
 from recollect.layers.state.cache_policy import CachePolicy, CacheSizes, NewTokens, Reader, View
 from recollect.layers.state.eviction import Slots, by_row
+from recollect.layers.state.reads import Reads
 
 
 @jax.tree_util.register_dataclass
@@ -64,7 +65,7 @@ class LongHeads(CachePolicy):
 
     def step(
         self, cache: ChunkedSlots, q: Float[Array, "b g r k"], new: NewTokens, read: Reader
-    ) -> tuple[Float[Array, "b 1 h v"], ChunkedSlots, Float[Array, " b"]]:
+    ) -> tuple[Float[Array, "b 1 h v"], ChunkedSlots, Reads]:
         b, number, valid = len(q), new.number[:, 0], new.valid[:, 0]
         at = jnp.where(valid, number % self.chunk, self.chunk)
         queries = cache.queries.at[jnp.arange(b), :, at].set(q.astype(cache.queries.dtype), mode="drop")
@@ -80,7 +81,12 @@ class LongHeads(CachePolicy):
             return dataclasses.replace(cache, chunk_keys=by_row(complete, keys, cache.chunk_keys))
 
         cache = jax.lax.cond(jnp.any(complete), with_key, lambda cache: cache, cache)
-        return out, cache, view.keys_read() + number // self.chunk
+        assert view.slots is not None
+        chosen, every = (
+            dataclasses.replace(slots.view(), unrotated=True)
+            for slots in (cache.all.listed(view.slots, view.segments != 0), cache.all)
+        )
+        return out, cache, Reads(view.keys_read() + number // self.chunk, read.mass_kept((chosen,), (every,)))
 
     def keys_read(self, length: int) -> float:
         """Returns the tokens of the chosen chunks, and the keys of complete ones, which are read to choose."""

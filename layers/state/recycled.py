@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from recollect.configuration import at_least, requires
 from recollect.layers.state.cache_policy import CachePolicy, CacheSizes, NewTokens, Reader, View
 from recollect.layers.state.eviction import Slots, by_row
+from recollect.layers.state.reads import Reads
 
 
 @jax.tree_util.register_dataclass
@@ -72,7 +73,7 @@ class Recycled(CachePolicy):
 
     def step(
         self, cache: RecycledSlots, q: Float[Array, "b g r k"], new: NewTokens, read: Reader
-    ) -> tuple[Float[Array, "b 1 h v"], RecycledSlots, Float[Array, " b"]]:
+    ) -> tuple[Float[Array, "b 1 h v"], RecycledSlots, Reads]:
         cache = self.append(cache, new)
         due, age = cache.age >= self.every, cache.age + 1
         if cache.query is not None and self.similarity is not None:
@@ -84,7 +85,8 @@ class Recycled(CachePolicy):
             top = jnp.put_along_axis(cache.top, least, new.number[:, None], axis=-1, inplace=False)
             view = cache.all.listed(top, top >= 0).view()
             out, (mass,) = read((view,))
-            return out, dataclasses.replace(cache, top=top, mass=mass, age=age), view.keys_read()
+            after = dataclasses.replace(cache, top=top, mass=mass, age=age)
+            return out, after, Reads(view.keys_read(), read.mass_kept((view,), (cache.all.view(),)))
 
         def every(cache: RecycledSlots) -> tuple:
             view = cache.all.view()
@@ -93,10 +95,10 @@ class Recycled(CachePolicy):
             if cache.query is not None:
                 refreshed = dataclasses.replace(refreshed, query=q.astype(cache.query.dtype))
             # Rows are due at steps of their own: those that are not take what they would have got alone.
-            return by_row(due, (out, refreshed, view.keys_read()), some(cache))
+            return by_row(due, (out, refreshed, Reads(view.keys_read(), read.mass_kept((view,), (view,)))), some(cache))
 
-        out, after, number = jax.lax.cond(jnp.any(due), every, some, cache)
-        return out, by_row(new.valid[:, 0], after, cache), number
+        out, after, reads = jax.lax.cond(jnp.any(due), every, some, cache)
+        return out, by_row(new.valid[:, 0], after, cache), reads
 
     def past(self, cache: RecycledSlots, new: NewTokens) -> tuple[View, ...]:
         return (cache.all.view(),)

@@ -8,7 +8,8 @@ import pytest
 from recollect.configuration import UserError, apply_overrides
 from recollect.data.synthetics import MQAR, GridQuestions
 from recollect.data.text import Text
-from recollect.layers import Attention, BaseConvolution
+from recollect.layers import Attention, BaseConvolution, BlockSelection
+from recollect.layers.modules import MeanBlocks
 from recollect.models import LanguageModel, repeat
 from recollect.training.checkpoint.load import evaluate_run
 from recollect.training.evaluator import evaluate
@@ -36,6 +37,7 @@ def test_metrics_are_those_of_whole_sequences(params):
     np.testing.assert_allclose(streamed["loss"], whole["loss"], rtol=1e-5)
     assert streamed["accuracy"] == whole["accuracy"] and streamed["metric"] == whole["metric"]
     assert streamed["keys_read"] == np.mean(range(PREFILL + 1, 17))  # each token reads itself and all before it
+    assert "mass_kept" not in streamed
     # A convolution's two last inputs, and keys and values of 16 tokens with position, segment; cursors and count.
     inputs, tokens = 2 * 16 * 4, 16 * (2 * 16 + 2) * 4
     assert streamed["state_bytes"] == {"16": inputs + tokens + 2 * 8 + 4}
@@ -47,6 +49,18 @@ def test_a_policy_of_the_command_line_changes_what_is_held_and_read(params):
     assert streamed["keys_read"] == 4 and streamed["keys_read_by_slice"] == {"16x2": 4}
     assert streamed["state_bytes"]["16"] < 4 * (2 * 16 + 2) * 4 + 2 * 16 * 4 + 64
     assert streamed["loss"] != evaluate_streamed(EXPERIMENT, params, PREFILL)["loss"]
+
+
+def test_selectors_report_what_they_read_and_the_mass_of_it():
+    """A token reads its own block, the best one before it, and the means of all before it."""
+    moba = BlockSelection(heads=2, retrieve=MeanBlocks(block=4, top=2))
+    experiment = chz.replace(EXPERIMENT, model=LanguageModel(width=16, stages=repeat(moba, depth=2)))
+    streamed = evaluate_streamed(experiment, program_for(experiment).model.init(jax.random.key(0)), PREFILL)
+    per_layer = [i % 4 + 1 + (4 if i >= 4 else 0) + i // 4 for i in range(PREFILL, 16)]
+    np.testing.assert_allclose(streamed["keys_read"], 2 * np.mean(per_layer), rtol=1e-6)
+    # With weights near their start a token attends to all alike, so that the mass is about the share of keys.
+    shares = [min(1, (i % 4 + 5) / (i + 1)) for i in range(PREFILL, 16)]
+    np.testing.assert_allclose(streamed["mass_kept"], np.mean(shares), rtol=0.02)
 
 
 def test_text_is_streamed_too(tmp_path):

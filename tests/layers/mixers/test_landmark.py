@@ -11,6 +11,7 @@ from recollect.configuration import UserError
 from recollect.layers import Landmark
 from recollect.layers.mixer import Context, Place
 from recollect.layers.modules.positions import LearnedPositions, Rotary
+from recollect.layers.state import measured_reads
 from recollect.pallas_kernels import dispatch
 from tests.pallas_kernels import landmark_oracle
 
@@ -129,6 +130,36 @@ def test_tokens_one_by_one_are_the_whole(retrieve):
         out, state = extend(x[:, i : i + 1], state)
         found.append(out.hidden)
     assert error(jnp.concatenate(found, axis=1), whole) < 5e-6
+
+
+def test_what_retrieval_reads():
+    """Of each token that is streamed: its own block, the best block before it, and all landmarks before its block; and
+    of the softmax over its block and those landmarks the share of what is read and of the block's own."""
+    mixer, x = build(chz.replace(CONFIG, retrieve=1)), inputs()
+    q, k, _ = projections(mixer, x)
+
+    def step(state, x):
+        with measured_reads() as layers:
+            _, state = mixer.extend(x[:, None], state)
+        return state, layers[0]
+
+    _, reads = jax.jit(lambda x: jax.lax.scan(step, mixer.init_state(1, T), x.swapaxes(0, 1)))(x)
+    turned = landmark_oracle.rotate
+    for i in range(T):
+        before, keys, shares = i // 5, [set(), set()], []
+        current = [j for j in range(5 * before, i + 1) if j % 5 != 4]
+        for h in range(4):
+            g = h // 2
+            score = {j: turned(q[0, i, h], i) @ turned(k[0, j, g], j) / 2 for j in range(i + 1)}
+            stingy = turned(q[0, i, h], i - 5 * before + 5 * min(before, 2))
+            fit = {n: stingy @ turned(k[0, 5 * n + 4, g], 4) / 2 for n in range(before - 1)}
+            fit |= {n: score[5 * n + 4] for n in range(max(0, before - 1), before)}
+            best = max(fit, key=fit.get) if fit else None
+            keys[g] |= {*current, *(j for j in range(i) if j // 5 == best), *(5 * n + 4 for n in range(before))}
+            main = landmark_oracle.softmax({j: score[j] for j in (*current, *(5 * n + 4 for n in range(before)))})
+            shares.append(sum(weight for j, weight in main.items() if j in current or j // 5 == best))
+        assert reads.keys[i, 0] == np.mean([len(read) for read in keys])
+        np.testing.assert_allclose(reads.mass[i, 0], np.mean(shares), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 """Mixers that select by content, against loops over queries and keys written from their papers' equations, in float64:
-MoBA, NSA, DSA's indexer, Zoology's input-dependent attention."""
+MoBA, NSA, DSA's indexer, Zoology's input-dependent attention. What those that stream report to have read, too."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from flax import nnx
 from recollect import layers
 from recollect.layers.mixer import Context
 from recollect.layers.modules import LightningIndexer, MeanBlocks, Rotary
+from recollect.layers.state import measured_reads
 from recollect.models import LanguageModel, flatten, repeat
 from tests.layers.mixers.test_softmax_family import (
     T,
@@ -30,23 +31,47 @@ from tests.layers.mixers.test_softmax_family import (
 )
 
 
+def assert_reads(module, q, k, chosen, others):
+    """Of each token that is streamed: the number of keys, those in chosen[i, h] for some query head h of a key head and
+    others(i) more; and the share of softmax(q k / sqrt(dim)) over all keys that chosen ones hold."""
+
+    def step(state, x):
+        with measured_reads() as layers:
+            _, state = module.extend(x[:, None], state)
+        return state, layers[0]
+
+    (h, dim), g = q.shape[1:], k.shape[1]
+    run = jax.jit(lambda x: jax.lax.scan(step, module.init_state(1, T), jnp.swapaxes(x, 0, 1))[1])
+    reads = run(jnp.asarray(X, jnp.float32))
+    for i in range(T):
+        by_key_head = [set().union(*(chosen[i, head] for head in range(h) if head * g // h == at)) for at in range(g)]
+        assert reads.keys[i, 0] == np.mean([len(keys) for keys in by_key_head]) + others(i)
+        shares = [
+            softmax(q[i, head] @ k[: i + 1, head * g // h].T / math.sqrt(dim))[sorted(chosen[i, head])].sum()
+            for head in range(h)
+        ]
+        np.testing.assert_allclose(reads.mass[i, 0], np.mean(shares), rtol=1e-5)
+
+
 @pytest.mark.parametrize("top", [1, 2, 3])
 def test_block_selection_is_moba(top):
     selector = MeanBlocks(block=2, top=top)
     module = built(layers.BlockSelection(heads=4, key_heads=2, retrieve=selector))
     x = X[0]
     q, k, v = heads(module.query, x, 4), heads(module.key, x, 2), heads(module.value, x, 2)
-    o = []
+    o, chosen = [], {}
     for h in range(4):
         g, out = h // 2, np.zeros((T, 4))
         for i in range(T):
             past = range(i // 2)
             fit = {n: q[i, h] @ (k[2 * n, g] + k[2 * n + 1, g]) / 2 for n in past}
             picked = {i // 2, *sorted(past, key=fit.get)[len(past) - min(top - 1, len(past)) :]}
-            seen = [j for j in range(i + 1) if j // 2 in picked]
+            chosen[i, h] = seen = [j for j in range(i + 1) if j // 2 in picked]
             out[i] = softmax(np.array([q[i, h] @ k[j, g] / 2 for j in seen])) @ v[seen, g]
         o.append(out)
     assert_equal(module, linear(module.output, np.concatenate(o, axis=-1)))
+    if top == 2:  # beside them the means of the blocks before
+        assert_reads(module, q, k, chosen, lambda i: i // 2)
 
 
 def test_block_selection_with_all_blocks_is_attention():
@@ -97,11 +122,14 @@ def test_sparse_latent_attention(dense):
     x = X[0]
     latent = rms(linear(module.down, x), w(module.norm.gain))
     q, k, v = heads(module.query, x, 2), heads(module.key_up, latent, 2), heads(module.value_up, latent, 2)
-    o = np.zeros((T, 2, 3))
+    o, chosen = np.zeros((T, 2, 3)), {}
     for i in range(T):
         read = np.argsort(-index_scores(module.selector, x, i, 2, 4), kind="stable")[: T if dense else 3]
+        chosen[i, 0] = chosen[i, 1] = read
         o[i] = [softmax(q[i, h] @ k[read, h].T / math.sqrt(5)) @ v[read, h] for h in range(2)]
     assert_equal(module, linear(module.output, o.reshape(T, 6)))
+    if not dense:  # heads share a latent; beside those picked the index keys of all
+        assert_reads(module, q, k, chosen, lambda i: i + 1)
 
 
 def test_the_indexer_is_trained_by_its_loss_alone():
@@ -133,7 +161,7 @@ def test_native_sparse_attention(compress, size, top, local):
         hidden = linear(phi.up, (block + w(phi.places)).reshape(-1))
         return linear(phi.down, np.asarray(jax.nn.gelu(hidden), np.float64))
 
-    o = np.zeros((T, 4, 4))
+    o, chosen, others = np.zeros((T, 4, 4)), {}, []
     for i in range(T):
         past = [n for n in range(T) if 2 * n + 3 <= i]
         importance = np.zeros((2, T))
@@ -156,9 +184,12 @@ def test_native_sparse_attention(compress, size, top, local):
             always = {own, *range(max(0, own - local + 1), own), 0}
             rest = sorted(set(range(own)) - always, key=lambda n, g=g: (-importance[g, n], n))
             blocks = always | set(rest[: max(0, top - len(always))])
-            read = [j for j in range(i + 1) if j // size in blocks]
+            chosen[i, h] = read = [j for j in range(i + 1) if j // size in blocks]
             o[i, h] += gates[i, 1, h] * (softmax(k[read, 1, g] @ q[i, h] / 2) @ v[read, 1, g])
+        others.append(len(past) + len(near))
     assert_equal(module, linear(module.output, o.reshape(T, 16)))
+    if local == 2:
+        assert_reads(module, q, k[:, 1], chosen, others.__getitem__)
 
 
 @pytest.mark.parametrize("threshold", [None, 0.5])

@@ -29,7 +29,7 @@ from recollect.layers.state import (
     SnapKV,
     StreamingLLM,
     check_capacity,
-    keys_read,
+    measured_reads,
 )
 from recollect.models import FunctionalModel, LanguageModel, repeat
 from recollect.models.language_model import state_bytes
@@ -46,14 +46,16 @@ def module_of(config):
 
 
 def streamed(config, x=X, segments=None, prompt=PROMPT, length=LENGTH):
-    """Outputs of a prefill and then one token at a time in a scan, the last state, and the keys read at each step."""
+    """Outputs of a prefill and then one token at a time in a scan, the last state, and what each step read."""
     module = module_of(config)
     segments = np.ones(x.shape[:2], np.int32) if segments is None else segments
 
     def step(state, part):
         x, segments = part
-        out, state = module.extend(x[:, None], state, Context(segments=segments[:, None]))
-        return state, (out.hidden[:, 0], keys_read(state))
+        with measured_reads() as layers:
+            out, state = module.extend(x[:, None], state, Context(segments=segments[:, None]))
+        (reads,) = layers
+        return state, (out.hidden[:, 0], reads)
 
     @jax.jit
     def run(x, segments):
@@ -85,9 +87,11 @@ def test_a_policy_that_drops_nothing_is_full_attention(policy):
     expected = module_of(ROTARY)(X, Context(segments=jnp.asarray(DOCUMENTS))).hidden
     out, _, read = streamed(chz.replace(ROTARY, cache=policy), segments=DOCUMENTS)
     np.testing.assert_allclose(out * (DOCUMENTS != 0)[..., None], expected * (DOCUMENTS != 0)[..., None], atol=2e-5)
-    assert read[-1, 1] == LENGTH + (
+    assert read.keys[-1, 1] == LENGTH + (
         4 if isinstance(policy, LongHeads) else 0
     )  # its chunk keys, which are read to choose
+    if read.mass is not None:
+        np.testing.assert_allclose(read.mass[DOCUMENTS.T[PROMPT:] != 0], 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize("sinks", [0, 2])
@@ -101,7 +105,7 @@ def test_recent_tokens_are_a_sliding_window(sinks):
     for prompt in (0, 13):
         out, _, read = streamed(config, segments=DOCUMENTS, prompt=prompt)
         np.testing.assert_allclose(out[DOCUMENTS != 0], expected[DOCUMENTS != 0], atol=2e-5)
-        assert read[-1, 1] == 5
+        assert read.keys[-1, 1] == 5
 
 
 def by_hand(read):
@@ -120,6 +124,18 @@ def by_hand(read):
         heads[i, g] = weights @ values
         observe(weights.sum(0))
     return np.asarray(module.output(jnp.asarray(heads).reshape(1, LENGTH, -1)))[0]
+
+
+def mass_by_hand(tokens):
+    """The share of full attention's probability that tokens[i, g] hold, of each token of the second row."""
+    module, x = module_of(ROTARY), X[1:]
+    q, k = (np.asarray(part(x)).reshape(LENGTH, 2, -1, WIDTH // 4) for part in (module.query, module.key))
+    shares = np.zeros((LENGTH, 2, 2))
+    for i, g in itertools.product(range(LENGTH), range(2)):
+        scores = rotated(q[i, g], [i, i]) @ rotated(k[: i + 1, g, 0], range(i + 1)).T / np.sqrt(WIDTH // 4)
+        weights = np.exp(scores - scores.max(1, keepdims=True))
+        shares[i, g] = weights[:, sorted(tokens[i, g])].sum(1) / weights.sum(1)
+    return shares.mean((1, 2))
 
 
 def rotated(x, positions):
@@ -192,14 +208,14 @@ def test_quantised_keys_have_steps_per_channel_and_values_per_token(bits):
 
 
 def test_recycled_reads_what_mattered_at_the_last_full_step():
-    top, every, kept = 4, 5, {}
+    top, every, kept, chosen = 4, 5, {}, {}
 
     def read(i, g, k, v):
         full = i % every == 0
         if not full:
             least = min(range(len(kept[g])), key=lambda at: kept[g][at][0])
             kept[g] = [one for at, one in enumerate(kept[g]) if at != least or len(kept[g]) < top] + [(0, i)]
-        tokens = list(range(i + 1)) if full else [j for _, j in kept[g]]
+        chosen[i, g] = tokens = list(range(i + 1)) if full else [j for _, j in kept[g]]
 
         def observe(weights):
             kept[g] = sorted(zip(weights, tokens, strict=True), key=lambda one: -one[0])[: top if full else None]
@@ -207,21 +223,23 @@ def test_recycled_reads_what_mattered_at_the_last_full_step():
         return k[tokens], v[tokens], tokens, i, observe
 
     config = chz.replace(ROTARY, cache=Recycled(top=top, every=every))
-    out, _, number = streamed(config, prompt=0)
-    np.testing.assert_allclose(out[1], by_hand(read), atol=2e-5)
-    assert number[:, 1].tolist() == [i + 1 if i % every == 0 else min(top, i + 1) for i in range(LENGTH)]
+    expected = by_hand(read)
+    out, _, read = streamed(config, prompt=0)
+    np.testing.assert_allclose(out[1], expected, atol=2e-5)
+    assert read.keys[:, 1].tolist() == [i + 1 if i % every == 0 else min(top, i + 1) for i in range(LENGTH)]
+    np.testing.assert_allclose(read.mass[:, 1], mass_by_hand(chosen), atol=2e-5)
     # Queries that never turn away need no second full step, and with a prompt the first one is its last token.
     still = chz.replace(ROTARY, cache=Recycled(top=top, every=2, similarity=-1.0))
-    _, _, number = streamed(still, prompt=0)
-    assert number[:, 1].tolist() == [1, 2, 3, *[top] * (LENGTH - 3)]
-    _, _, number = streamed(config)
-    assert number[:, 1].tolist() == [PROMPT + 1 + i if i % 5 == 4 else top for i in range(LENGTH - PROMPT)]
+    _, _, read = streamed(still, prompt=0)
+    assert read.keys[:, 1].tolist() == [1, 2, 3, *[top] * (LENGTH - 3)]
+    _, _, read = streamed(config)
+    assert read.keys[:, 1].tolist() == [PROMPT + 1 + i if i % 5 == 4 else top for i in range(LENGTH - PROMPT)]
 
 
 def test_snap_kv_keeps_what_the_end_of_the_prompt_looks_at():
     budget, window, prompt = 5, 2, 12
     config = chz.replace(ROTARY, cache=SnapKV(budget=budget, window=window, kernel=3, recent=3))
-    out, state, number = streamed(config, prompt=prompt)
+    out, state, reads = streamed(config, prompt=prompt)
     np.testing.assert_allclose(out[:, :prompt], module_of(ROTARY)(X).hidden[:, :prompt], atol=2e-5)
     mass = np.zeros((2, LENGTH))
 
@@ -240,11 +258,12 @@ def test_snap_kv_keeps_what_the_end_of_the_prompt_looks_at():
         kept = sorted([*np.argsort(pooled)[-(budget - window) :], *range(prompt - window, prompt)])
         assert sorted(np.asarray(state.cache.prompt.positions)[1, g]) == kept
     assert sorted(np.asarray(state.cache.recent.positions)[1, 0]) == [LENGTH - 3, LENGTH - 2, LENGTH - 1]
-    assert number[:, 1].tolist() == [budget + min(3, i + 1) for i in range(LENGTH - prompt)]
+    assert reads.keys[:, 1].tolist() == [budget + min(3, i + 1) for i in range(LENGTH - prompt)]
+    assert reads.mass is None  # what was dropped cannot be compared
 
 
 def test_long_heads_read_chunks_at_positions_one_after_another():
-    size, top, keys = 3, 4, {}
+    size, top, keys, chosen = 3, 4, {}, {}
 
     def softmax(x):
         x = np.exp(x - x.max(-1, keepdims=True))
@@ -265,20 +284,21 @@ def test_long_heads_read_chunks_at_positions_one_after_another():
         always = {c for c in (0, now - 1, now) if c >= 0}
         fitting = sorted(set(range(now)) - always, key=lambda c: -(q @ keys[g, c]).max())
         chunks = sorted([*always, *fitting[: top - len(always)]])
-        tokens = [j for c in chunks for j in range(c * size, c * size + size) if j <= i]
+        chosen[i, g] = tokens = [j for c in chunks for j in range(c * size, c * size + size) if j <= i]
         return k[tokens], v[tokens], list(range(len(tokens))), len(tokens) - 1, nothing
 
     config = chz.replace(ROTARY, cache=LongHeads(chunk=size, top=top))
     expected = by_hand(read)
     for prompt in (0, PROMPT):
-        out, _, number = streamed(config, prompt=prompt)
+        out, _, reads = streamed(config, prompt=prompt)
         np.testing.assert_allclose(out[1], expected, atol=2e-5)
-    assert number[-1, 1] == 3 * size + 2 + 6  # three whole chunks, two tokens of the last, six chunk keys
+        np.testing.assert_allclose(reads.mass[:, 1], mass_by_hand(chosen)[prompt:], atol=2e-5)
+    assert reads.keys[-1, 1] == 3 * size + 2 + 6  # three whole chunks, two tokens of the last, six chunk keys
 
 
 @pytest.mark.parametrize("every", [1, 3])
 def test_hip_reads_what_its_search_finds(every):
-    block, beams, sinks, window, found = 2, 2, 1, 3, {}
+    block, beams, sinks, window, found, chosen = 2, 2, 1, 3, {}, {}
 
     def search(q, k, blocks):
         ends = [i * blocks // beams for i in range(beams + 1)]
@@ -301,13 +321,14 @@ def test_hip_reads_what_its_search_finds(every):
             found[g] = search(rotated(q, [i, i]), rotated(k, range(LENGTH)), border), border * block
         blocks, start = found[g]
         tokens = {j for a in blocks for j in range(a * block, a * block + block)} | set(range(min(sinks, start)))
-        tokens = sorted(tokens | set(range(start, i + 1)))
+        chosen[i, g] = tokens = sorted(tokens | set(range(start, i + 1)))
         return k[tokens], v[tokens], tokens, i, nothing
 
     policy = HiP(block=block, top=beams * block, sinks=sinks, window=window, every=every)
-    out, _, number = streamed(chz.replace(ROTARY, cache=policy), prompt=0)
+    out, _, reads = streamed(chz.replace(ROTARY, cache=policy), prompt=0)
     np.testing.assert_allclose(out[1], by_hand(read), atol=2e-5)
-    assert number[-1, 1] <= policy.keys_read(LENGTH) * every
+    np.testing.assert_allclose(reads.mass[:, 1], mass_by_hand(chosen), atol=2e-5)
+    assert reads.keys[-1, 1] <= policy.keys_read(LENGTH) * every
 
 
 SMALL = [
@@ -326,9 +347,9 @@ def test_the_footprint_is_what_a_stream_holds_and_reads(policy):
     leaves = jax.tree.leaves(state)
     assert len({leaf.unsafe_buffer_pointer() for leaf in leaves if leaf.size}) == sum(leaf.size > 0 for leaf in leaves)
     held = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state.cache))
-    assert policy.footprint(sizes).bytes_held == held == state_bytes(state) - 4 * 4
+    assert policy.footprint(sizes).bytes_held == held == state_bytes(state) - 3 * 4
     _, _, read = streamed(chz.replace(ROTARY, cache=policy), prompt=0)
-    assert policy.footprint(sizes).keys_read == read[-1, 0]
+    assert policy.footprint(sizes).keys_read == read.keys[-1, 0]
 
 
 def test_lower_layers_of_a_pyramid_have_more_room():

@@ -5,6 +5,7 @@ from recollect.configuration.base import lazy_names
 __getattr__, __all__ = lazy_names(
     __name__,
     {
+        "caches": "accuracy_by_cost accuracy_by_depth",
         "curves": "learning_curves training_losses",
         "draw": "delete_figures draw_all formats_of",
         "generation": "decoding_by_context",

@@ -82,17 +82,22 @@ def accuracy_map(summaries: Sequence[Summary], path: Path | str, title: str | No
             for name, accuracy in s.by_slice.items():
                 length, count = sizes[name]
                 values[pairs.index(count), lengths.index(length)] = 100 * accuracy
-            axes.imshow(values, cmap="viridis", vmin=0, vmax=100, aspect="auto", origin="lower")
-            for (row, column), value in np.ndenumerate(values):
-                if math.isfinite(value):
-                    colour = "black" if value > 60 else "white"
-                    axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=6, color=colour)
-            axes.set_xticks(range(len(lengths)), [f"{length:,g}" for length in lengths])
-            axes.set_yticks(range(len(pairs)), [f"{count:,g}" for count in pairs])
-            axes.grid(visible=False)
+            heat_map(axes, values, [f"{length:,g}" for length in lengths], [f"{count:,g}" for count in pairs])
             axes.set_title(looks[s.label]["label"], fontsize=7, color=looks[s.label]["color"])
         panels[0].figure.supxlabel(f"{across}; {label[0].lower()}{label[1:]}", fontsize=8)
         panels[0].figure.supylabel(f"{up[0].upper()}{up[1:]}", fontsize=8)
+
+
+def heat_map(axes: Axes, values: np.ndarray, across: Sequence[str], up: Sequence[str]) -> None:
+    """Draws percentages (up, across) as colours, with their numbers and the names of columns and rows; NaN is white."""
+    axes.imshow(values, cmap="viridis", vmin=0, vmax=100, aspect="auto", origin="lower")
+    for (row, column), value in np.ndenumerate(values):
+        if math.isfinite(value):
+            colour = "black" if value > 60 else "white"
+            axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=6, color=colour)
+    axes.set_xticks(range(len(across)), across)
+    axes.set_yticks(range(len(up)), up)
+    axes.grid(visible=False)
 
 
 def _is_grid(summary: Summary) -> bool:

@@ -95,6 +95,15 @@ def grid_figure(path: Path | str, panels: int, height: float, title: str | None 
 
 
 @contextlib.contextmanager
+def row_figure(path: Path | str, panels: int, height: float, title: str | None = None) -> Iterator[list[Axes]]:
+    """Yields `panels` axes side by side, of one vertical scale; adds the legend of the first and saves the figure."""
+    with _saved(path, height, title) as whole:
+        axes = list(whole.subplots(1, panels, sharey=True))
+        yield axes
+        _legend_below(whole, axes[0])
+
+
+@contextlib.contextmanager
 def _saved(path: Path | str, height: float, title: str | None) -> Iterator[Figure]:
     """Yields an empty figure, and writes it at the end."""
     import matplotlib.style

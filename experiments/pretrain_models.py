@@ -74,6 +74,13 @@ def mamba2(of: Size) -> LanguageModel:
     return LanguageModel(width=of.width, stages=repeat(mixer, depth=18 if of.depth == 10 else 2 * of.depth), mlp=None)
 
 
+def rwkv7(of: Size) -> LanguageModel:
+    """Returns RWKV-7's time mixing, where later layers mix in the values of the first."""
+    first, later = (RWKV7(heads=of.width // 64, value_residual=mixes) for mixes in (False, True))
+    stages = (Stage(pattern=(first,)), Stage(pattern=(later,), repeats=of.depth - 1))
+    return LanguageModel(width=of.width, stages=stages, mlp=SwiGLU(hidden=of.hidden - 128))
+
+
 MODELS: dict[str, Callable[[Size], LanguageModel]] = {
     "attention": lambda of: in_turn(of, Attention(heads=of.heads, positions=HALF)),
     "based": based,
@@ -92,7 +99,7 @@ MODELS: dict[str, Callable[[Size], LanguageModel]] = {
     "kimi_delta_attention": lambda of: in_turn(of, KimiDeltaAttention(heads=of.width // 128), narrower=128),
     "gla": lambda of: in_turn(of, GatedLinearAttention(heads=of.width // 256)),
     "mamba2": mamba2,
-    "rwkv7": lambda of: in_turn(of, RWKV7(heads=of.width // 64), narrower=128),
+    "rwkv7": rwkv7,
     **HYBRIDS,
 }
 """Pattern -> its model at a size."""

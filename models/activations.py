@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from jaxtyping import Array, Float, Int
 
 from recollect.layers.convolved import streaming
+from recollect.layers.first_values import holding
 from recollect.layers.mixer import Context
 from recollect.layers.modules.dropout import layer_keys
 from recollect.layers.recurrent import Stream
@@ -21,11 +22,13 @@ def activations(
     x, context, layout = model.enter(tokens, context)
     yield "embedding", x
     keys = None if context.key is None else layer_keys(context.key, 0, 1, len(model.config.mixers))[0]
+    values = None
     for index, (config, block) in enumerate(zip(model.config.mixers, model.stack.layers(), strict=True)):
         context = dataclasses.replace(context, key=None if keys is None else keys[index])
         name = f"layer {index} {type(config).__name__}"
-        with streaming(Stream(context)):
+        with streaming(Stream(context)), holding(values) as held:
             mixed = block.mixer(block.mixer_norm(x), context).hidden
+        values = held.values
         yield f"{name} mixer", mixed
         x = x + mixed
         if block.mlp is not None and block.mlp_norm is not None:

@@ -136,7 +136,10 @@ class LanguageModelModule(ModelStreams):
         self.landmark = landmarks.vector(config.width, rngs) if config.landmark_block else None
         apart = config.predicts_landmarks and not config.tied
         self.landmark_head = landmarks.vector(config.width, rngs) if apart else None
-        self.stack = Stack(config, rngs)
+        stack = Stack
+        if any(getattr(mixer, "value_residual", False) for mixer in config.mixers):
+            from recollect.models.value_stack import ValueStack as stack
+        self.stack = stack(config, rngs)
         self.final_norm = config.norm.build(config.width)
         self.encoder = None if config.encoder is None else config.encoder.build(config, rngs)
         self.projector = None if config.projector is None else config.projector.build(config.width, rngs)

@@ -22,7 +22,7 @@ from recollect.layers.context import Context, Source
 from recollect.layers.mixer import MixerConfig, MixerOutput, Place, State, constrain_activations
 from recollect.layers.modules.dropout import layer_keys
 from recollect.layers.token_sums import LayerSums, Means, TokenSums, number_of_tokens
-from recollect.models.rematerialisation import Remat, rematerialised
+from recollect.models.rematerialisation import rematerialised
 from recollect.models.streams import StackStreams
 
 
@@ -91,9 +91,7 @@ class Stack(StackStreams):
 
     def __init__(self, config: Any, rngs: nnx.Rngs):
         self.repeats = tuple(stage.repeats for stage in config.stages)
-        self.remat: Remat = config.remat
-        self.unroll: bool = config.unroll
-        depths = [stage.depth for stage in config.stages]
+        self.remat, self.unroll, depths = config.remat, config.unroll, [stage.depth for stage in config.stages]
         self.stages = nnx.List(
             _build_period(stage, config, sum(depths[:index]), sum(depths), rngs)
             for index, stage in enumerate(config.stages)
@@ -113,10 +111,8 @@ class Stack(StackStreams):
             else:
                 x, sums = jax.lax.scan(run, x, (period, keys))
                 layers += sums
-        if not layers:
-            return MixerOutput(x)
-        total = LayerSums(tuple(layers))
-        return MixerOutput(x, *total.formed(), total)
+        total = LayerSums(tuple(layers)) if layers else None
+        return MixerOutput(x) if total is None else MixerOutput(x, *total.formed(), total)
 
     def init_state(
         self, batch_size: int, max_length: int, dtype: Any, source: Source | None = None

@@ -6,14 +6,18 @@
     y = W_o [(norm(o) + (r . (k' * r_k)) v) * lora_g(x_g)]
     x_c = x_t + (x_{t-1} - x_t) mu_c for each of the six
 
-Peng et al. 2025, equations 3 to 17; initial values as in flash-linear-attention (rwkv7.py), which follows RWKV-LM. The
-first layer's values, which later layers mix in, are left out: a mixer sees its own layer. Published: 64 dimensions per
-head. State: (k x v) fp32 per head, and the input of the token before.
+and in all layers but the first, with the first layer's values v_1 (`value_residual`),
+
+    v = v + (v_1 - v) * sigmoid(lora_v(x_v))
+
+Peng et al. 2025, equations 3 to 17; initial values as in flash-linear-attention (rwkv7.py), which follows RWKV-LM.
+Published: 64 dimensions per head. State: (k x v) fp32 per head, and the input of the token before.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import chz
 import jax
@@ -22,6 +26,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from recollect.configuration import UserError, at_least
+from recollect.layers.first_values import give, given, holding
 from recollect.layers.mixer import Place
 from recollect.layers.modules import (
     HeadNormalization,
@@ -35,7 +40,7 @@ from recollect.layers.modules import (
     unit,
 )
 from recollect.layers.modules.initial_values import zeros
-from recollect.layers.recurrent import HeadSizes, RecurrentConfig, RecurrentMixer, Stream
+from recollect.layers.recurrent import HeadSizes, RecurrentConfig, RecurrentMixer, RecurrentState, Stream
 
 MIXES = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}
 """Input -> exponent of its first mu: 1 - (n / d)^(exponent (1 - l / L)) in channel n of layer l of L."""
@@ -47,9 +52,17 @@ class RWKV7(RecurrentConfig):
 
     Attributes:
       rank: of the low-rank maps; None: as published, from the width (at least 32).
+      value_residual: mix in the values of the last layer of RWKV-7 that does not: published, of the first, as in
+        `pretrain.rwkv7_*`. False: values are the layer's own.
     """
 
     rank: int | None = chz.field(default=None, validator=at_least(1))
+    value_residual: bool = False
+
+    @chz.validate
+    def _reads_forward(self) -> None:
+        if self.value_residual and not self.causal:
+            raise UserError("value_residual=True beside causal=False: layers of two directions share no values")
 
     def sizes(self, width: int) -> HeadSizes:
         sizes = super().sizes(width)
@@ -88,6 +101,12 @@ class RWKV7Mixer(RecurrentMixer):
         self.strength = self._low_rank(width, rank, h * k, "hk", rngs, bias=True)
         self.strength.up.bias = parameter(-0.19 + 0.3 * zigzag + 0.4 * (line - 0.5), "hk")
         self.gate = self._low_rank(width, gate_rank, h * v, "hv", rngs, activation="sigmoid")
+        share = None
+        if config.value_residual:
+            rank = config.rank or max(32, round(1.7 * width**0.5 * k / 64 / 32) * 32)
+            share = self._low_rank(width, rank, h * v, "hv", rngs, bias=True)
+            share.up.bias = parameter(0.93 - 0.4 * jnp.linspace(0.0, 1.0, h * v), "hv")
+        self.value_share = share
         self.erase_scale = parameter((0.71 - 0.1 * (line - 0.5)).reshape(h, k), "h k", decay=False)
         self.key_scale = parameter(jnp.full((h, k), 1.02), "h k", decay=False)
         self.bonus = parameter(jnp.full((h, k), -0.04), "h k", decay=False)
@@ -98,10 +117,18 @@ class RWKV7Mixer(RecurrentMixer):
         inits = (zeros, orthogonal(0.1 * max(1.0, (rank / outputs) ** 0.5)))
         return LowRank(width, rank, outputs, dims, rngs, inits=inits, **options)
 
+    def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> RecurrentState:
+        with holding(None):  # shapes follow from a call on abstract tokens, whose values no other layer may read
+            return super().init_state(batch_size, max_length, dtype)
+
     def mix(self, x: Float[Array, "b t d"], stream: Stream) -> Float[Array, "b t d"]:
         h, previous = self.sizes.heads, stream.previous(x)
         inputs = {name: mix(x, previous) for name, mix in self.mixes.items()}
         r, k, v = self.query(inputs["r"]), self.key(inputs["k"]), self.value(inputs["v"])
+        if self.value_share is None:
+            give(v)
+        else:
+            v = v + (given(v) - v) * jax.nn.sigmoid(in_fp32(self.value_share(inputs["v"]))).astype(v.dtype)
         w, a = self.decay(inputs["w"]), self.strength(inputs["a"])
         r, k, v, w, a = (split_heads(y, h) for y in (r, k, v, w, a))
         a = jax.nn.sigmoid(in_fp32(a))

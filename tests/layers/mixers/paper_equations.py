@@ -265,12 +265,15 @@ def mlstm(w, x, config):
     return w.gated(o, x, sigmoid)
 
 
-def rwkv7(w, x, config):
-    """The state as the paper has it, values by keys: S_t = S_{t-1} (Diag(w) - kk^T (a * kk)) + v^T k."""
+def rwkv7(w, x, config, first=None):
+    """The state as the paper has it, values by keys: S_t = S_{t-1} (Diag(w) - kk^T (a * kk)) + v^T k; `first` are the
+    first layer's values (B, T, h v), which later ones mix in."""
     h = config.heads
     before = np.concatenate([np.zeros_like(x[:, :1]), x[:, :-1]], axis=1)
     shifted = {name: x + (before - x) * w[f"mixes.{name}.mix"] for name in "rwkvag"}
     r, k, v = (split(w.linear(name, shifted[c]), h) for name, c in (("query", "r"), ("key", "k"), ("value", "v")))
+    if first is not None:
+        v = v + (split(first, h) - v) * sigmoid(split(w.low_rank("value_share", shifted["v"]), h))
     decay = np.exp(-np.exp(-0.5) * sigmoid(split(w.low_rank("decay", shifted["w"], np.tanh), h)))
     a = sigmoid(split(w.low_rank("strength", shifted["a"]), h))
     kk = unit(k * w["erase_scale"])

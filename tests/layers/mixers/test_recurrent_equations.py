@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from recollect import layers
+from recollect.layers.first_values import holding
 from recollect.layers.mixer import Place
 from recollect.layers.recurrent import RecurrentMixer, StreamMixer
 from recollect.pallas_kernels.dispatch import preferred_backend
@@ -126,6 +127,22 @@ def compared(config, equation):
         result = np.asarray(module(jnp.asarray(X, jnp.float64)).hidden)
     assert result.dtype == np.float64
     return weights, expected, np.abs(result - expected).max() / np.sqrt((expected**2).mean())
+
+
+def test_rwkv7_mixes_in_the_values_of_the_first_layer():
+    first, later = (built(layers.RWKV7(heads=2, rank=5, value_residual=mixes)) for mixes in (False, True))
+    before = np.concatenate([np.zeros_like(X[:, :1]), X[:, :-1]], axis=1)
+    weights = Weights(first)
+    values = weights.linear("value", X + (before - X) * weights["mixes.v.mix"])
+    with jax.enable_x64(True), preferred_backend("reference"), holding(None) as held:
+        first(jnp.asarray(X, jnp.float64))
+        result = np.asarray(later(jnp.asarray(2 * X, jnp.float64)).hidden)
+    weights = Weights(later)
+    expected, without = (weights.linear("output", rwkv7(weights, 2 * X, later.config, v)) for v in (values, None))
+    scale = np.sqrt((expected**2).mean())
+    assert np.abs(np.asarray(held.values) - values).max() < 1e-10
+    assert np.abs(result - expected).max() / scale < 1e-10
+    assert np.abs(without - expected).max() / scale > 0.1
 
 
 def test_ttt_linear_counts_positions_in_mini_batches():

@@ -215,6 +215,12 @@ PUBLISHED = {
     },
     layers.Mamba2(): MAMBA2,
     layers.RWKV7(): rwkv7(),
+    layers.RWKV7(value_residual=True): rwkv7()
+    | {
+        "value_share.down.kernel": lambda values: constant(values, 0),
+        "value_share.up.kernel": lambda values: orthogonal(values, 0.1),
+        "value_share.up.bias": lambda values: constant(values, 0.73 - 0.4 * (np.arange(D) / (D - 1) - 0.5)),
+    },
     layers.LinearAttention(): PROJECTIONS,
     **STATE_SPACE_VALUES,
     layers.LogLinearMamba2(): MAMBA2
@@ -289,6 +295,7 @@ def test_first_layers_forget_without_bounds_and_last_layers_almost_never():
         (lambda: layers.GatedLinearAttention(temperature=0.0), r"temperature=0\.0: must be positive"),
         (lambda: layers.MLSTM(cap=-1.0), r"cap=-1\.0: must be positive"),
         (lambda: layers.RWKV7(heads=48), "heads=48: RWKV7 needs at least 2 key dimensions per head; got 1"),
+        (lambda: layers.RWKV7(value_residual=True, causal=False), "value_residual=True beside causal=False"),
         (lambda: layers.Retention(heads=48), "Rotary.* too few of a head's 1"),
         (lambda: layers.Lightning(heads=0), "heads=0: must be at least 1"),
         (lambda: layers.GatedSlotAttention(slots=0), "slots=0: must be at least 1"),

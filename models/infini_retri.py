@@ -169,7 +169,12 @@ class _QuestionMass(CachePolicy):
         return ()
 
     def prefill(
-        self, cache: jax.Array, new: NewTokens, views: tuple[View, ...], masses: tuple[Float[Array, "b g _"], ...]
+        self,
+        cache: jax.Array,
+        new: NewTokens,
+        views: tuple[View, ...],
+        masses: tuple[Float[Array, "b g _"], ...],
+        out: Float[Array, "b t h v"],
     ) -> Float[Array, "b g t"]:
         return masses[0]
 

@@ -74,7 +74,7 @@ class PolicyAttention(SoftmaxAttention):
         else:
             views = (*policy.past(state.cache, new), *policy.among(new))
             o, _, masses = self._read_views(x, q, new, views)
-            cache = policy.prefill(state.cache, new, views, masses)
+            cache = policy.prefill(state.cache, new, views, masses, o)
         count = state.count + jnp.sum(valid, axis=1, dtype=jnp.int32)
         return self._finish(o, x), dataclasses.replace(state, cache=cache, count=count, cursor=cursor)
 

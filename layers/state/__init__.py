@@ -20,6 +20,7 @@ from recollect.layers.state.quantised import Codes, Quantised, QuantisedSlots
 from recollect.layers.state.reads import Reads, cache_reads, mass_kept, measured_reads, measuring, report
 from recollect.layers.state.recycled import Recycled, RecycledSlots
 from recollect.layers.state.snap_kv import PromptSlots, PyramidKV, SnapKV
+from recollect.layers.state.task_kv import SplitSlots, TaskKV
 from recollect.layers.state.window_cache import WindowCache
 
 __all__ = exported_names(globals())

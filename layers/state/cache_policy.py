@@ -7,7 +7,7 @@
     cache = policy.observe(cache, views, masses)          # the probability that each key got
 
     views = policy.past(cache, new) + policy.among(new)   # many tokens at once: what they read of those before them,
-    cache = policy.prefill(cache, new, views, masses)     # and of each other
+    cache = policy.prefill(cache, new, views, masses, out)  # and of each other
 
 A policy is a choice of use: parameters do not depend on it, whole sequences are mixed without it, and `extend` goes by
 it (layers/mixers/policy_attention.py is the driver). Key heads may keep different tokens, so everything is stored per
@@ -187,10 +187,16 @@ class CachePolicy(Config):
         return (new.view(),)
 
     def prefill(
-        self, cache: Any, new: NewTokens, views: tuple[View, ...], masses: tuple[Float[Array, "b g _"], ...]
+        self,
+        cache: Any,
+        new: NewTokens,
+        views: tuple[View, ...],
+        masses: tuple[Float[Array, "b g _"], ...],
+        out: Float[Array, "b t h v"],
     ) -> Any:
-        """Returns the cache with many tokens, which have read `views`: what `past` and `among` returned."""
-        del views, masses
+        """Returns the cache with many tokens, which have read `views`: what `past` and `among` returned. `out` are the
+        heads' outputs."""
+        del views, masses, out
 
         def step(cache: Any, token: NewTokens) -> tuple[Any, None]:
             return self.append(cache, token), None

@@ -186,7 +186,12 @@ class EvictionConfig(CachePolicy):
         return (dataclasses.replace(new.view(), mask=self.mask()),)
 
     def prefill(
-        self, cache: Slots, new: NewTokens, views: tuple[View, ...], masses: tuple[Float[Array, "b g _"], ...]
+        self,
+        cache: Slots,
+        new: NewTokens,
+        views: tuple[View, ...],
+        masses: tuple[Float[Array, "b g _"], ...],
+        out: Float[Array, "b t h v"],
     ) -> Slots:
         chunk = Slots.of(new, cache.positions.shape[1])
         if cache.mass is not None:

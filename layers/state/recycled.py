@@ -104,7 +104,12 @@ class Recycled(CachePolicy):
         return (cache.all.view(),)
 
     def prefill(
-        self, cache: RecycledSlots, new: NewTokens, views: tuple[View, ...], masses: tuple[Float[Array, "b g _"], ...]
+        self,
+        cache: RecycledSlots,
+        new: NewTokens,
+        views: tuple[View, ...],
+        masses: tuple[Float[Array, "b g _"], ...],
+        out: Float[Array, "b t h v"],
     ) -> RecycledSlots:
         """As `CachePolicy.prefill`: the last token was a full step."""
         after = self.append(cache, new)

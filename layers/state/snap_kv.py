@@ -76,7 +76,12 @@ class SnapKV(CachePolicy):
         return (cache.prompt.view(), cache.recent.view())
 
     def prefill(
-        self, cache: PromptSlots, new: NewTokens, views: tuple[View, ...], masses: tuple[Float[Array, "b g _"], ...]
+        self,
+        cache: PromptSlots,
+        new: NewTokens,
+        views: tuple[View, ...],
+        masses: tuple[Float[Array, "b g _"], ...],
+        out: Float[Array, "b t h v"],
     ) -> PromptSlots:
         heads = new.keys.shape[1]
         candidates = cache.prompt.joined(cache.recent, Slots.of(new, heads))

@@ -28,6 +28,7 @@ from recollect.layers.state import (
     Recycled,
     SnapKV,
     StreamingLLM,
+    TaskKV,
     check_capacity,
     measured_reads,
 )
@@ -79,6 +80,7 @@ NOTHING_DROPPED = [
     Recycled(top=2, every=1),
     LongHeads(chunk=4, top=5),
     HiP(block=2, top=LENGTH, window=3, sinks=2, every=3),
+    TaskKV(budget=LENGTH, recent=3),
 ]
 
 
@@ -128,14 +130,17 @@ def by_hand(read):
 
 def mass_by_hand(tokens):
     """The share of full attention's probability that tokens[i, g] hold, of each token of the second row."""
+    shares = [[probabilities(i, g)[:, sorted(tokens[i, g])].sum(1) for g in range(2)] for i in range(LENGTH)]
+    return np.mean(shares, axis=(1, 2))
+
+
+def probabilities(i, g):
+    """Full attention of both query heads of key head g at token i of the second row, to all tokens up to it."""
     module, x = module_of(ROTARY), X[1:]
     q, k = (np.asarray(part(x)).reshape(LENGTH, 2, -1, WIDTH // 4) for part in (module.query, module.key))
-    shares = np.zeros((LENGTH, 2, 2))
-    for i, g in itertools.product(range(LENGTH), range(2)):
-        scores = rotated(q[i, g], [i, i]) @ rotated(k[: i + 1, g, 0], range(i + 1)).T / np.sqrt(WIDTH // 4)
-        weights = np.exp(scores - scores.max(1, keepdims=True))
-        shares[i, g] = weights[:, sorted(tokens[i, g])].sum(1) / weights.sum(1)
-    return shares.mean((1, 2))
+    scores = rotated(q[i, g], [i, i]) @ rotated(k[: i + 1, g, 0], range(i + 1)).T / np.sqrt(WIDTH // 4)
+    weights = np.exp(scores - scores.max(1, keepdims=True))
+    return weights / weights.sum(1, keepdims=True)
 
 
 def rotated(x, positions):
@@ -260,6 +265,36 @@ def test_snap_kv_keeps_what_the_end_of_the_prompt_looks_at():
     assert sorted(np.asarray(state.cache.recent.positions)[1, 0]) == [LENGTH - 3, LENGTH - 2, LENGTH - 1]
     assert reads.keys[:, 1].tolist() == [budget + min(3, i + 1) for i in range(LENGTH - prompt)]
     assert reads.mass is None  # what was dropped cannot be compared
+
+
+def test_task_kv_keeps_everything_for_the_head_that_is_far_from_the_mean():
+    budget, sinks, recent, window, prompt = 7, 1, 2, 3, 12
+    policy = TaskKV(share=0.5, budget=budget, sinks=sinks, recent=recent, window=window)
+    out, state, reads = streamed(chz.replace(ROTARY, cache=policy), prompt=prompt)
+    last, v = range(prompt - window, prompt), np.asarray(module_of(ROTARY).value(X[1])).reshape(LENGTH, 2, -1)
+    means = np.array([np.mean([probabilities(i, g) @ v[: i + 1, g] for i in last], axis=0) for g in range(2)])
+    unit = means / np.linalg.norm(means, axis=-1, keepdims=True)
+    full = int(np.linalg.norm(unit - unit.mean((0, 1)), axis=-1).max(1).argmax())
+    mass = np.zeros(LENGTH)
+    for i in last:
+        mass[: i + 1] += probabilities(i, 1 - full).sum(0)
+    middle = sorted(range(sinks, prompt - recent), key=lambda j: mass[j])[-(budget - sinks - recent) :]
+    kept = [*range(sinks), *middle, *range(prompt - recent, prompt)]
+
+    def read(i, g, k, v):
+        tokens = list(range(i + 1))
+        if i >= prompt and g != full:
+            kept.remove(min((j for j in kept if j >= sinks and i - j >= recent), key=lambda j: mass[j]))
+            kept.append(i)
+            tokens = sorted(kept)
+        return k[tokens], v[tokens], tokens, i, nothing
+
+    np.testing.assert_allclose(out[1], by_hand(read), atol=2e-5)
+    assert state.cache.order[1].tolist() == [full, 1 - full]
+    assert reads.keys[:, 1].tolist() == [(i + 1 + budget) / 2 for i in range(prompt, LENGTH)]
+    assert state.cache.full.keys.shape == (2, 1, LENGTH, WIDTH // 4)
+    with pytest.raises(UserError, match="divides the key heads"):
+        module_of(Attention(cache=policy)).init_state(1, 4)
 
 
 def test_long_heads_read_chunks_at_positions_one_after_another():

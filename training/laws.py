@@ -76,13 +76,10 @@ def compiled_steps(mixer: MixerConfig) -> Callable[[Any, Any], Any]:
 @functools.lru_cache(maxsize=2)
 def first_params(mixer: MixerConfig) -> list[Any]:
     """Returns parameters of two members, large enough that every path matters."""
-
-    def draw(key: jax.Array) -> Any:
-        params = small_model(mixer).init(key)
-        return jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), params)
-
-    compiled = jax.jit(draw)
-    return [jax.device_get(compiled(jax.random.key(seed))) for seed in (0, 1)]
+    model = small_model(mixer)
+    # Operation by operation: those compile once for all mixers, a program of them all for each mixer anew.
+    drawn = [model.init(jax.random.key(seed)) for seed in (0, 1)]
+    return jax.device_get(jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), drawn))
 
 
 def packed_batch() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

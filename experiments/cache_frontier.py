@@ -39,12 +39,12 @@ POLICIES = (
 
 
 def measure(run: SavedRun, cache: str | None, prefill: int, examples: int) -> Row:
-    """Returns score, bytes held at the longest length, and keys read per token, of a run with a cache policy."""
+    """Returns what `evaluate_streamed` does of a run with a cache policy: its score, and bytes at the last length."""
     experiment = apply_overrides(run.experiment, [] if cache is None else [f"model...cache={cache}"])
     data = chz.replace(experiment.data, evaluation_examples=examples)
     metrics = evaluate_streamed(chz.replace(experiment, data=data), run.params, prefill)
-    held = max(metrics["state_bytes"].values())
-    return {"accuracy": metrics[metrics["metric"]], "state_bytes": held, "keys_read": metrics["keys_read"]}
+    measured = {name: metrics.get(name) for name in ("keys_read", "mass_kept")}
+    return {"accuracy": metrics[metrics["metric"]], "state_bytes": max(metrics["state_bytes"].values()), **measured}
 
 
 def best_runs(folders: Sequence[str]) -> dict[str, RunResult]:

@@ -109,7 +109,7 @@ def _passkey(name: str, kernel: int, mixer: MixerConfig) -> Experiment:
 
 
 def measure(run: SavedRun, reader: Reader, length: int, examples: int) -> Row:
-    """Returns accuracy per digit, in all and by depth, bytes held and keys read of a reader at a length."""
+    """Returns what `evaluate_streamed` does of a reader at a length: accuracy is that of the answer's digits."""
     experiment = apply_overrides(run.experiment, [reader.change] if reader.change else [])
     data = _at(experiment.data, length, examples)
     batch_size = min(examples, max(1, TOKENS_AT_ONCE // length))
@@ -126,6 +126,7 @@ def measure(run: SavedRun, reader: Reader, length: int, examples: int) -> Row:
         "accuracy_by_depth": metrics["accuracy_by_depth"][str(length)],
         "state_bytes": metrics["state_bytes"][str(length)],
         "keys_read": metrics["keys_read"],
+        "mass_kept": metrics.get("mass_kept"),
         "seconds": time.perf_counter() - start,
     }
 

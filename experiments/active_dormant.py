@@ -32,10 +32,8 @@ from recollect.data.synthetics import BigramBackcopy
 from recollect.evaluation.plots.style import figure
 from recollect.layers import Attention, Context, GatedAttention, SoftmaxConfig
 from recollect.layers.modules import ACTIVE_DORMANT, GELU, LayerNorm, LearnedPositions
-from recollect.layers.modules.linear import split_heads
 from recollect.models import FunctionalModel, LanguageModel, repeat
 from recollect.models.functional import Params
-from recollect.pallas_kernels.softmax_attention import softmax_attention
 from recollect.training.checkpoint.load import load_params
 from recollect.training.checkpoint.orbax_folder import Checkpoints
 from recollect.training.experiment import Experiment, Run
@@ -117,21 +115,22 @@ def _experiment(name: str, *, layers: int, width: int, data: BigramBackcopy, bat
 
 
 def measures(model: FunctionalModel, task: BigramBackcopy, params: Params, batch: Batch) -> dict[str, jax.Array]:
-    """Returns risks, and an array by layer of each other measure (see `Measures`), of one batch. Layers are softmax
-    attention without positions of their own."""
+    """Returns risks, and an array by layer of each other measure (see `Measures`), of one batch. Layers are
+    softmax attention of one head without positions of their own."""
     module = model.bind(params)
     tokens, is_trigger = batch.tokens, jnp.asarray(batch.groups) > 0
     x, context, _ = module.enter(tokens, Context())
-    first = jnp.zeros((*tokens.shape, 1, 1)).at[:, 0].set(1)  # as values, they return the weight of the first token
+    later = jnp.triu(jnp.ones((tokens.shape[1],) * 2, bool), 1)
     resting = ~is_trigger & (jnp.arange(tokens.shape[1]) > 0)
     layers: dict[str, list[jax.Array]] = {"attention": [], "value": [], "residual": []}
     for block in module.stack.layers():
         normed = block.mixer_norm(x)
         mixer: Any = block.mixer
-        q, k, v = (split_heads(of(normed), 1) for of in (mixer.query, mixer.key, mixer.value))
-        weight = softmax_attention(q, k, first)[..., 0, 0]
+        q, k, v = (of(normed) for of in (mixer.query, mixer.key, mixer.value))
+        scores = jnp.einsum("btk,bsk->bts", q, k) / jnp.sqrt(q.shape[-1])
+        weight = jax.nn.softmax(jnp.where(later, -jnp.inf, scores))[..., 0]
         layers["attention"].append(jnp.sum(weight * resting) / jnp.sum(resting))
-        layers["value"].append(_of_first(v[:, :, 0]))
+        layers["value"].append(_of_first(v))
         x = x + mixer(normed, context).hidden
         x = x + block.mlp(block.mlp_norm(x))
         layers["residual"].append(_of_first(x))

@@ -11,6 +11,7 @@ from recollect.layers.mixer import Context
 from recollect.layers.modules.dropout import layer_keys
 from recollect.layers.recurrent import Stream
 from recollect.models.language_model import LanguageModelModule
+from recollect.models.other_blocks import NormalisedBlock
 
 
 def activations(
@@ -27,13 +28,16 @@ def activations(
         context = dataclasses.replace(context, key=None if keys is None else keys[index])
         name = f"layer {index} {type(config).__name__}"
         with streaming(Stream(context)), holding(values) as held:
-            mixed = block.mixer(block.mixer_norm(x), context).hidden
+            y = block.mixer_norm(x)
+            mixed = block.mixer(y, context).hidden
         values = held.values
         yield f"{name} mixer", mixed
-        x = x + mixed
+        normalised = isinstance(block, NormalisedBlock)
+        x = (y if normalised else x) + mixed
         if block.mlp is not None and block.mlp_norm is not None:
             with streaming(Stream(context)):
-                mapped = block.mlp(block.mlp_norm(x))
+                y = block.mlp_norm(x)
+                mapped = block.mlp(y)
             yield f"{name} mlp", mapped
-            x = x + mapped
+            x = (y if normalised else x) + mapped
     yield "final norm", model.leave(x, layout)

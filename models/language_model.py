@@ -48,13 +48,12 @@ class LanguageModel(Config):
       norm, mlp: of every block; mlp None leaves the MLPs out.
       positions: learned vectors added to the embedding, or None (mixers may have positions of their own).
       tied: the head is the embedding's transpose, else a matrix of its own.
-      initialisation: of matrices and embeddings where a layer does not prescribe its own; None: N(0, 0.02), and N(0,
-        0.02 / sqrt(2 layers)) into the residual stream.
+      residual: what mixers and MLPs are added to, the "stream" or, as in MiniMax-01, the "normalised" one they read.
+      initialisation: of matrices and embeddings where a layer has none of its own; None: see `output_init`.
       embedding_scale: multiplies the embedding where it enters the stack, not as the head.
       embedding_dropout: share of the embedding's elements zeroed in training.
       dtype: dtype of activations.
-      remat: what a layer's backward pass recomputes: "none" nothing, "dots" all but products with parameters and
-        kernels, "full" everything.
+      remat: what a layer's backward pass recomputes: nothing, all but products ("dots") and kernels, or everything.
       canon: short convolutions in every block, see there; None has none.
       lora: low-rank updates of linear maps, trained alone unless asked; None has none.
       encoder: what reads the source of mixers with cross=True.
@@ -69,6 +68,7 @@ class LanguageModel(Config):
     mlp: MlpConfig | None = None
     positions: LearnedPositions | None = None
     tied: bool = True
+    residual: Literal["stream", "normalised"] = "stream"
     initialisation: Initialisation | None = None
     embedding_scale: float = 1.0
     embedding_dropout: float = chz.field(default=0.0, validator=is_share)

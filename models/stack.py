@@ -155,8 +155,8 @@ def take(period: Any, index: int) -> Any:
 
 def _build_period(stage: Stage, config: Any, first: int, depth: int, rngs: nnx.Rngs) -> nnx.List:
     block = Block
-    if config.canon is not None:
-        from recollect.models.canon_block import CanonBlock as block
+    if config.canon is not None or config.residual != "stream":
+        from recollect.models.other_blocks import other_block as block  # type: ignore[assignment]
 
     def build(key: Key[Array, ""], start: Int[Array, ""]) -> nnx.List:
         layer_rngs = nnx.Rngs(params=key)

@@ -25,7 +25,7 @@ from recollect.models import LanguageModel, count
 SHARD_BYTES = 5 * 10**9
 """Bytes above which weights are split, as in transformers."""
 
-_EXPRESSED = {"width", "stages", "norm", "mlp", "positions", "tied"}
+_EXPRESSED = {"width", "stages", "norm", "mlp", "positions", "residual", "tied"}
 _TRAINING_ONLY = {"embedding_dropout", "initialisation", "dtype", "remat", "lora", "unroll"}
 _FILES = (code.CODE, "config.json", "generation_config.json", "README.md", "tokenizer*.json", "model*.safetensors*")
 

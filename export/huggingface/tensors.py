@@ -64,7 +64,7 @@ class Tensor:
     parts: tuple[tuple[str, Any], ...]
     form: Form = PLAIN
     groups: int = 1
-    constant: tuple[tuple[int, ...], float] | None = None
+    constant: tuple[tuple[int, ...], Any] | None = None
     exact: bool = False
 
     def shape(self, shapes: Shapes) -> tuple[int, ...]:

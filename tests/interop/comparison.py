@@ -90,6 +90,14 @@ THEIRS = {
         "qk_rope_head_dim": 4,
         "v_head_dim": 6,
     },
+    "minimax": {
+        **SIZES,
+        "model_type": "minimax",
+        "layer_types": LINEAR["layer_types"],
+        "num_local_experts": 1,
+        "num_experts_per_tok": 1,
+        "rope_parameters": ROPE,
+    },
     "recurrent_gemma": {
         **SIZES,
         "model_type": "recurrent_gemma",

@@ -20,6 +20,7 @@ from recollect.export.huggingface.layouts import (
     lfm2,
     mamba,
     mamba2,
+    minimax,
     qwen3_next,
     recurrent_gemma,
     rotary_decoders,
@@ -33,7 +34,7 @@ _HYBRIDS = (
 )
 
 LAYOUTS: dict[str, Any] = {
-    kind: module for module in (rotary_decoders, gpt2, *_HYBRIDS, code) for kind in module.CLASSES
+    kind: module for module in (rotary_decoders, gpt2, *_HYBRIDS, minimax, code) for kind in module.CLASSES
 }
 """Module that knows a layout, by its `model_type`."""
 
@@ -43,6 +44,8 @@ UNTIED = (kimi_linear, recurrent_gemma)
 
 def layout_of(model: LanguageModel) -> Any:
     """Returns the module of the layout that may express a model."""
+    if model.residual == "normalised":
+        return minimax
     if model.positions is not None:
         return gpt2
     return next((module for module in _HYBRIDS if module.fits(model)), rotary_decoders)

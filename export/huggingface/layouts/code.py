@@ -38,6 +38,7 @@ def config_of(model: LanguageModel) -> dict[str, Any]:
     library = "".join((LIBRARY / f"{name}.py").read_text(encoding="utf-8") for name in MIXERS)
     known_fields = {*re.findall(r'"(\w+)"', library), *_HARMLESS}
     require(model.canon is None, "model.canon", model.canon, "the PyTorch library has none")
+    require(model.residual == "stream", "model.residual", model.residual, "the PyTorch library adds to the stream")
     for number, mixer in enumerate(model.mixers):
         name = type(mixer).__name__
         require(name in known, f"layer {number}: mixer", mixer, f"the PyTorch library has {', '.join(sorted(known))}")

@@ -19,6 +19,7 @@ from recollect.layers import (
     GatedLinearAttention,
     KimiDeltaAttention,
     LatentAttention,
+    Lightning,
     LinearAttention,
     Mamba,
     Mamba2,
@@ -114,6 +115,12 @@ MODELS = {
             depth=3,
         ),
         mlp=GeGLU(hidden=40, bias=True),
+    ),
+    "minimax": _rotary(
+        Lightning(heads=4),
+        Attention(heads=4, key_heads=2, positions=Rotary(base=500.0)),
+        depth=3,
+        residual="normalised",
     ),
     "lfm2": _rotary(
         GatedConvolution(kernel=3, expansion=2, bias=False, activation="none", input_gate=True),

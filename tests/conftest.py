@@ -24,8 +24,8 @@ if "RECOLLECT_CACHE" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["RECOLLECT_CACHE"], ignore_errors=True)
 shape_checks.install()
 
-MORE = Path(__file__).parent / "more.txt"
-"""Tests for which `make test` has no time."""
+LISTED = {mark: Path(__file__).parent / f"{mark}.txt" for mark in ("more", "wide")}
+"""Tests for which `make test`, and those for which `make test-more`, has no time."""
 LARGEST_WORKER = 1.4 * 2**30
 """Bytes of resident memory above which a worker drops its compiled programs."""
 
@@ -37,11 +37,12 @@ def resident_memory() -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests that tests/more.txt lists: each line begins the names of some."""
-    listed = [line for line in MORE.read_text().splitlines() if line and not line.startswith("#")]
-    for item in items:
-        if item.nodeid.removeprefix("tests/").startswith(tuple(listed)):
-            item.add_marker(pytest.mark.more)
+    """Marks the tests that tests/more.txt and tests/wide.txt list: each line begins the names of some."""
+    for mark, path in LISTED.items():
+        listed = tuple(line for line in path.read_text().splitlines() if line and not line.startswith("#"))
+        for item in items:
+            if item.nodeid.removeprefix("tests/").startswith(listed):
+                item.add_marker(getattr(pytest.mark, mark))
 
 
 def pytest_runtest_teardown() -> None:

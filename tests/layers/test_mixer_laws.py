@@ -157,8 +157,9 @@ def subject(case: str) -> Subject:
 
 QUICK = ("law_1_causal", "law_2_streaming", "law_3_packing", "law_5_implementations_agree")
 """Laws to which `make test` holds every mixer in its default configuration."""
-OF_VARIANTS = ("law_2_streaming", "law_3_packing")
-"""Laws to which `make test-more` holds the variants."""
+COSTLY = ("law_9_odd_lengths", "law_13_members")
+"""Laws to which all commands but `make test-all` hold the covering mixers alone: they compile the most, and operations
+have their own tests at odd lengths."""
 
 COVERING = {
     "Attention",
@@ -180,7 +181,8 @@ def _marks(law: str, case: str) -> list[pytest.MarkDecorator]:
     variant = "-" in case
     if case in COVERING or (law in QUICK and not variant):
         return []
-    return [pytest.mark.wide] if variant and law not in OF_VARIANTS else [pytest.mark.more]
+    further = law != "law_2_streaming" if variant else law in COSTLY
+    return [pytest.mark.wide] if further else [pytest.mark.more]
 
 
 @pytest.mark.parametrize(
@@ -198,13 +200,15 @@ def test_law(law, case):
 
 
 def test_every_law_of_every_mixer_runs_somewhere():
-    """`make test` leaves no mixer out of the quick ones, and `make test-more` no law of a default configuration."""
+    """`make test` leaves no mixer out of the quick laws, and `make test-more` no law of a default configuration but
+    the costly ones."""
     cases = test_law.pytestmark[0].args[1]
     assert {case.values for case in cases} == {(law, case) for law in all_laws() for case in CASES}
     marks = {case.values: {mark.name for mark in case.marks} for case in cases}
     for name in (cls.__name__ for cls in layers.MIXERS):
         for law in all_laws():
-            assert marks[law, name] <= (set() if name in COVERING or law in QUICK else {"more"})
+            quick = name in COVERING or law in QUICK
+            assert marks[law, name] == (set() if quick else {"wide"} if law in COSTLY else {"more"})
 
 
 def test_the_covering_mixers_have_every_trait():

@@ -234,11 +234,16 @@ def test_programs_are_complete():
 
 
 QUICK = [
-    (program, chip) for program in all_programs(quick=True) if program.backend == "pallas_tpu" for chip in program.chips
+    pytest.param(
+        program, chip, id=f"{program.name}, {chip}", marks=[] if chip == program.chips[0] else [pytest.mark.wide]
+    )
+    for program in all_programs(quick=True)
+    if program.backend == "pallas_tpu"
+    for chip in program.chips
 ]
 
 
 @needs_libtpu
-@pytest.mark.parametrize(("program", "chip"), QUICK, ids=[f"{program.name}, {chip}" for program, chip in QUICK])
+@pytest.mark.parametrize(("program", "chip"), QUICK)
 def test_quick_tpu_programs_compile(program, chip):
     compile_ahead.report(chip, program.function, *program.arguments, limit=120)

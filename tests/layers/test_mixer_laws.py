@@ -69,7 +69,7 @@ VARIANTS: dict[str, list[MixerConfig]] = {
     "RelativeConvolutionalAttention": [
         layers.RelativeConvolutionalAttention(heads=4, key_heads=2, shared_filters=False, maximum=300),
         layers.RelativeConvolutionalAttention(heads=2, relative=False, kernel=2, positions=Rotary()),
-        layers.RelativeConvolutionalAttention(heads=2, window=5),
+        layers.RelativeConvolutionalAttention(heads=2, window=6),
     ],
     "LinearAttention": [
         layers.LinearAttention(heads=2, feature_dim=3, chunk=16),

@@ -19,7 +19,7 @@ from recollect.data.tokenizers import TOKENIZER_FILE, Tokenizer
 from recollect.export.folder import new_folder
 from recollect.export.huggingface.layouts import layout_of
 from recollect.export.huggingface.model_card import Facts
-from recollect.export.huggingface.requirements import require
+from recollect.export.huggingface.requirements import require_expressible
 from recollect.export.huggingface.tensors import Params, to_layout
 from recollect.export.huggingface.tokenizer_files import tokenizer_files
 from recollect.models import LanguageModel
@@ -48,7 +48,7 @@ def export_gguf(
         import gguf
     except ImportError as error:
         raise UserError("format=gguf needs the package gguf: pip install gguf") from error
-    require(type(model) is LanguageModel, "model", model, "it takes language models")
+    require_expressible(model)
     layout = layout_of(model)
     fields = layout.config_of(model)
     kind = fields["model_type"]

@@ -16,7 +16,7 @@ from recollect.data.tokenizers import TOKENIZER_FILE, Tokenizer, open_tokenizer
 from recollect.export.folder import new_folder
 from recollect.export.huggingface.layouts import LAYOUTS, UNTIED, code, layout_of
 from recollect.export.huggingface.model_card import Facts, model_card
-from recollect.export.huggingface.requirements import HuggingFaceConfig, require, require_defaults, require_same
+from recollect.export.huggingface.requirements import HuggingFaceConfig, require_expressible, require_same
 from recollect.export.huggingface.tensors import Params, check_shapes, from_layout, to_layout
 from recollect.export.huggingface.tokenizer_files import tokenizer_files
 from recollect.export.huggingface.weights import StoredWeights, write_weights
@@ -25,8 +25,6 @@ from recollect.models import LanguageModel, count
 SHARD_BYTES = 5 * 10**9
 """Bytes above which weights are split, as in transformers."""
 
-_EXPRESSED = {"width", "stages", "norm", "mlp", "positions", "residual", "tied"}
-_TRAINING_ONLY = {"embedding_dropout", "initialisation", "dtype", "remat", "lora", "unroll"}
 _FILES = (code.CODE, "config.json", "generation_config.json", "README.md", "tokenizer*.json", "model*.safetensors*")
 
 
@@ -56,8 +54,7 @@ def export_huggingface(
     Raises:
       UserError: no layout can express the model (the field that stands in the way is named), or the folder is taken.
     """
-    require(type(model) is LanguageModel, "model", model, "it takes language models")
-    require_defaults(model, "model", _EXPRESSED | _TRAINING_ONLY)
+    require_expressible(model)
     layout = code if as_code else layout_of(model)
     if model.tied and layout in UNTIED:
         head = {"kernel": np.asarray(params["embedding"]).T}

@@ -26,6 +26,16 @@ def require_defaults(config: Config, path: str, expressed: set[str]) -> None:
             require(value == field._default, f"{path}.{name}", value, "no layout has it")
 
 
+_EXPRESSED = {"width", "stages", "norm", "mlp", "positions", "residual", "tied"}
+_TRAINING_ONLY = {"embedding_dropout", "initialisation", "dtype", "remat", "lora", "unroll"}
+
+
+def require_expressible(model: LanguageModel) -> None:
+    """Raises UserError where the model's own fields, or its class, are in no layout."""
+    require(type(model) is LanguageModel, "model", model, "it takes language models")
+    require_defaults(model, "model", _EXPRESSED | _TRAINING_ONLY)
+
+
 _WORKED_OUT = {"key_heads", "head_dim", "key_dim", "value_dim", "channels", "rank"}
 """Sizes that a mixer works out from the width where they are None."""
 

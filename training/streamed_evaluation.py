@@ -86,7 +86,8 @@ class StreamedModule:
             raise UserError("--streamed gives plain tokens, and this task's have types, fields, vectors or a source")
         b, t = tokens.shape
         segments = jnp.ones_like(tokens) if context.segments is None else context.segments
-        state: Any = self.module.init_state(b, t)
+        # Behind the barrier the empty state is no constant: XLA folded what is read from it, for minutes.
+        state: Any = jax.lax.optimization_barrier(self.module.init_state(b, t))
         first: list[jax.Array] = []
         if self.prefill:
             now = slice(0, self.prefill)

@@ -11,7 +11,7 @@ from recollect import layers
 from recollect.configuration import Config
 from recollect.layers import mixers
 
-INTERNAL = (".landmarks", ".adaptation", ".canon_block", ".other_blocks", ".streams")
+INTERNAL = (".landmarks", ".adaptation", ".canon_block", ".other_blocks", ".streams", ".value_stack")
 PACKAGES = ("recollect.layers", "recollect.layers.modules", "recollect.layers.state", "recollect.models")
 
 

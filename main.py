@@ -8,8 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from recollect import __version__, starting
-from recollect.configuration.base import Preempted, UserError
-from recollect.configuration.console import lasting_output
+from recollect.configuration.console import exit_code, lasting_output
 
 COMMANDS = {
     "list": "names of all experiments and studies",
@@ -45,27 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif rest:
         options.overrides += rest  # argparse gives up on trailing positionals that an option separates
     with lasting_output(options.command) as output:
-        return output.checked(_run(options))
-
-
-def _run(options: argparse.Namespace) -> int:
-    """Runs the command that `options` names; returns the exit code."""
-    try:
-        return importlib.import_module(f"recollect.commands.{options.command}").run(options)
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except Preempted as preempted:
-        print(f"{preempted}; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 0
-    except KeyboardInterrupt as stopped:
-        print(f"stopped; {stopped}" if stopped.args else "stopped", file=sys.stderr)
-        return 130
-    except OSError as error:  # a path that the system refuses: too long, without permission, on a full disk, ...
-        if error.filename is None:
-            raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
+        return output.checked(
+            exit_code(lambda: importlib.import_module(f"recollect.commands.{options.command}").run(options))
+        )
 
 
 class _Parser(argparse.ArgumentParser):

@@ -7,8 +7,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
+
+from recollect.configuration.base import Preempted, UserError
 
 SILENCE = 10.0
 """Seconds without output after which a line says what is being done."""
@@ -24,6 +26,27 @@ def doing(what: str, job: Any = None, program: Any = None) -> None:
     """Notes what the program will do ("": nothing to report), how far its job is (None: as before), what compiles."""
     NOW.since = NOW.since if what == NOW.what else time.monotonic()
     NOW.what, NOW.job, NOW.program = what, job or NOW.job, program
+
+
+def exit_code(run: Callable[[], int | None]) -> int:
+    """Returns the exit code of what `run` does: its own (None: 0), or after one line 2 for a user's mistake, 130 for a
+    stopped run."""
+    try:
+        return run() or 0
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except Preempted as preempted:
+        print(f"{preempted}; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 0
+    except KeyboardInterrupt as stopped:
+        print(f"stopped; {stopped}" if stopped.args else "stopped", file=sys.stderr)
+        return 130
+    except OSError as error:  # a path that the system refuses: too long, without permission, on a full disk, ...
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
 
 
 class LastingStream:

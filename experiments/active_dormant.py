@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from recollect.configuration.console import exit_code
 from recollect.configuration.io import replacing
 from recollect.data.batch import Batch
 from recollect.data.synthetics import BigramBackcopy
@@ -213,4 +214,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from recollect.configuration import UserError
+from recollect.configuration.console import exit_code
 from recollect.data.synthetics import MQAR, MaskedRecall, SourceCopying, SourceRecall, SyntheticTask
 from recollect.evaluation.composite_index import composite_index, references
 from recollect.evaluation.results import find_runs, load_runs
@@ -82,12 +83,11 @@ def _experiments() -> Iterator[Experiment]:
     for pattern, task in TASKS.items():
         for name, mixer in mixers(task.longest).items():
             try:
-                model = _model(pattern, in_pattern(mixer, pattern), task.longest)
-            except UserError:  # it does not serve the pattern
+                served = in_pattern(mixer, pattern)
+            except UserError:
                 continue
-            yield Experiment(
-                name=name, task=pattern.value, model=model, data=task, optimizer=AdamW(learning_rate=3e-3), run=run
-            )
+            model, optimizer = _model(pattern, served, task.longest), AdamW(learning_rate=3e-3)
+            yield Experiment(name=name, task=pattern.value, model=model, data=task, optimizer=optimizer, run=run)
 
 
 def patterns() -> Study:
@@ -100,7 +100,7 @@ def patterns() -> Study:
 
 def _loss(summary: Summary) -> float:
     """Returns the mean loss of the runs at the best learning rate."""
-    runs = next(point.runs for rate, point in summary.by_rate.items() if rate == summary.learning_rate)
+    runs = summary.by_rate[summary.learning_rate].runs
     return statistics.fmean(run.loss for run in runs if run.loss is not None)
 
 
@@ -127,4 +127,4 @@ def main(folders: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(exit_code(lambda: main(sys.argv[1:])))

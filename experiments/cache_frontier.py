@@ -19,6 +19,7 @@ from pathlib import Path
 import chz
 
 from recollect.configuration import UserError, apply_overrides, to_json
+from recollect.configuration.console import exit_code
 from recollect.evaluation.plots import accuracy_by_cost
 from recollect.evaluation.results import RunResult, find_runs, load_runs
 from recollect.experiments.measurements import Measurements, Row, write_rows
@@ -106,14 +107,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--prefill", type=int, default=0, metavar="N", help="first tokens that come at once")
     parser.add_argument("--examples", type=int, default=128, metavar="N")
     options = parser.parse_args(arguments)
-    try:
-        study(options.run, options.folders, options.out, options.prefill, options.examples)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    study(options.run, options.folders, options.out, options.prefill, options.examples)
     print(f"table: {options.out / 'frontier.csv'}, frontier.json; figure: {options.out / 'frontier.png'}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

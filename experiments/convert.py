@@ -17,6 +17,7 @@ from typing import Any
 import chz
 
 from recollect.configuration import UserError
+from recollect.configuration.console import exit_code
 from recollect.data.synthetics import MQAR
 from recollect.experiments import mqar
 from recollect.layers import Attention, BaseConvolution, Landmark, LinearAttention, MixtureOfHeads, SlidingWindow
@@ -106,4 +107,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -25,7 +25,8 @@ from typing import Any
 
 import chz
 
-from recollect.configuration import UserError, apply_overrides
+from recollect.configuration import apply_overrides
+from recollect.configuration.console import exit_code
 from recollect.data.synthetics import ruler
 from recollect.data.synthetics.task import Slice
 from recollect.evaluation.plots import accuracy_by_depth
@@ -199,11 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--examples", type=int, default=64, help="at each length, or as many as have 131,072 tokens")
     parser.add_argument("--steps", type=int, help="of training, where it is not there")
     options = parser.parse_args(arguments)
-    try:
-        rows = study(options.out, options.lengths, options.only, options.examples, options.steps)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    rows = study(options.out, options.lengths, options.only, options.examples, options.steps)
     for holds, line in expected(rows):
         print(f"{'holds' if holds else 'DOES NOT HOLD'}: {line}")
     print(f"table: {options.out / 'lengths.csv'}, lengths.json; figure: {options.out / 'lengths.png'}")
@@ -215,4 +212,4 @@ def _lengths(text: str) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

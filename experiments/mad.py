@@ -17,6 +17,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from recollect.configuration.console import exit_code
 from recollect.data.synthetics import SyntheticTask, mad, mad_score, mad_settings
 from recollect.data.synthetics.mad import MAD
 from recollect.evaluation.results import find_runs, load_runs
@@ -136,4 +137,4 @@ def main(folders: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(exit_code(lambda: main(sys.argv[1:])))

@@ -14,6 +14,7 @@ import threading
 from types import FrameType
 
 MAIN = os.path.realpath(os.path.join(os.path.dirname(__file__), "main.py"))
+CONSOLE = os.path.realpath(os.path.join(os.path.dirname(__file__), "configuration", "console.py"))
 IN_CHECKOUT = os.path.realpath(sys.argv[0]) == MAIN
 PROGRAM = "python main.py" if IN_CHECKOUT else "recollect"
 """The command by which the program was started, for messages that name another of its commands."""
@@ -26,13 +27,13 @@ _NOT_NOW = ("_xla_gc_callback", "__del__")
 
 
 def command_can_stop(frame: FrameType | None) -> bool:
-    """Returns whether KeyboardInterrupt raised at `frame` reaches `_run` of main.py, and breaks no import."""
+    """Returns whether KeyboardInterrupt raised at `frame` reaches `exit_code` of console.py, and breaks no import."""
     interrupted = frame
     while frame is not None:
         file, name = frame.f_code.co_filename, frame.f_code.co_name
         if file.startswith("<frozen importlib") or name in _NOT_NOW:
             return False
-        if name == "_run" and os.path.realpath(file) == MAIN:
+        if name == "exit_code" and os.path.realpath(file) == CONSOLE:
             return frame is not interrupted  # at its first instruction its `try` has not begun
         frame = frame.f_back
     return False

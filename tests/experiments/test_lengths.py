@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from recollect.configuration import UserError
+from recollect.configuration.console import exit_code
 from recollect.experiments import cache_frontier, lengths
 from recollect.experiments.measurements import Measurements
 from recollect.layers import Attention, BaseConvolution
@@ -43,7 +44,7 @@ def test_what_is_expected_of_lengths_is_checked():
 
 
 def test_contexts_too_short_are_refused_before_training(tmp_path, capsys):
-    assert lengths.main([str(tmp_path / "out"), "--lengths", "8"]) == 2
+    assert exit_code(lambda: lengths.main([str(tmp_path / "out"), "--lengths", "8"])) == 2
     assert "length=8: the needles and questions need" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -25,10 +25,10 @@ from recollect.data.text.rows import Streams
 from recollect.layers.mixer import Context, MixerOutput
 from recollect.layers.state.capacity import bounded_parts
 from recollect.models.functional import Params
-from recollect.models.language_model import LanguageModel, LanguageModelModule
 from recollect.models.streams import ModelState
 from recollect.training.experiment import Experiment
 from recollect.training.loss import losses
+from recollect.training.scored_module import ScoredModule
 from recollect.training.step import Metrics, Program, State
 
 ENDLESS = 2**30
@@ -41,7 +41,14 @@ class CarryingProgram(Program):
     def __init__(self, experiment: Experiment, population: int | None = None):
         super().__init__(experiment, population)
         check(self)
-        self._structure = jax.tree.structure(self._abstract_stream())
+        stream = self._abstract_stream()
+        for mixer, layer in zip(experiment.model.mixers, stream.layers, strict=True):
+            if bounded_parts(layer):
+                name = type(mixer).__name__
+                raise UserError(
+                    f"run.carry_state=True needs states of a fixed size; {name} keeps every token: set a window"
+                )
+        self._structure = jax.tree.structure(stream)
 
     def _init(self, seed: jax.Array) -> State:
         state = super()._init(seed)
@@ -88,12 +95,6 @@ def check(program: CarryingProgram) -> None:
     for problem, there in problems.items():
         if there:
             raise UserError(f"run.carry_state=True {problem}")
-    for mixer, state in zip(model.mixers, program._abstract_stream().layers, strict=True):
-        if bounded_parts(state):
-            name = type(mixer).__name__
-            raise UserError(
-                f"run.carry_state=True needs states of a fixed size; {name} keeps every token: set a window"
-            )
 
 
 @jax.tree_util.register_dataclass
@@ -117,20 +118,10 @@ class _StateAfter:
 
 
 @dataclasses.dataclass(frozen=True)
-class _ContinuedModule:
+class _ContinuedModule(ScoredModule):
     """What `losses` takes of a model, whose tokens come after `before`."""
 
-    module: LanguageModelModule
     before: ModelState
-
-    @property
-    def config(self) -> LanguageModel:
-        """The model's config."""
-        return self.module.config
-
-    def head_kernel(self) -> jax.Array:
-        """Returns the head's matrix."""
-        return self.module.head_kernel()
 
     def hidden(self, tokens: Int[Array, "b t"], context: Context) -> MixerOutput:
         """Returns the hidden vectors of the next tokens; as `sums` the state after them."""

@@ -15,10 +15,10 @@ from recollect.data.batch import Batch
 from recollect.layers.mixer import Context, MixerOutput
 from recollect.layers.state import measured_reads
 from recollect.models.functional import Params, state_bytes_at
-from recollect.models.language_model import LanguageModel, LanguageModelModule
 from recollect.training.evaluator import evaluate
 from recollect.training.experiment import Experiment
 from recollect.training.loss import losses
+from recollect.training.scored_module import ScoredModule
 from recollect.training.step import Program
 
 
@@ -64,20 +64,10 @@ class StreamedProgram(Program):
 
 
 @dataclasses.dataclass(frozen=True)
-class StreamedModule:
+class StreamedModule(ScoredModule):
     """What `losses` takes of a model, computed by streaming whole batches."""
 
-    module: LanguageModelModule
     prefill: int
-
-    @property
-    def config(self) -> LanguageModel:
-        """The model's config."""
-        return self.module.config
-
-    def head_kernel(self) -> jax.Array:
-        """Returns the head's matrix."""
-        return self.module.head_kernel()
 
     def hidden(self, tokens: Int[Array, "b t"], context: Context) -> MixerOutput:
         """Returns the hidden vectors of tokens that are given one by one, but for those of the prefill; as metrics

@@ -23,9 +23,8 @@ from recollect.layers.mixers.attention import SoftmaxAttention, SoftmaxConfig
 from recollect.layers.modules.selection import (
     hidden_bias,
     keys_read,
-    number_read,
-    selected_reads,
     selector_losses,
+    selector_reads,
     token_indices,
     with_kept,
 )
@@ -82,5 +81,4 @@ class BlockSelectionAttention(SoftmaxAttention):
     def _reads(self, x: jax.Array, q: jax.Array, k: Any, v: jax.Array, fields: dict[str, Any]) -> Reads:
         k, kept = k
         read = keys_read(self.selector, x, q, k, kept, fields)
-        number = number_read(read, k.shape[2], fields) + self.selector.number_scored(fields)
-        return selected_reads(number, read, q, k, fields, bias=self._bias(x, q, k, fields))
+        return selector_reads(self.selector, read, q, k, fields, bias=self._bias(x, q, k, fields))

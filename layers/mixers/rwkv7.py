@@ -70,12 +70,13 @@ class RWKV7(RecurrentConfig):
             raise UserError(f"heads={self.heads}: RWKV7 needs at least 2 key dimensions per head; got {sizes.key_dim}")
         return sizes
 
-    def ranks(self, width: int) -> tuple[int, int]:
-        """Returns the ranks of the maps of decay and strength, and of the gate's."""
-        root = width**0.5
-        parts = (2.5 * root * self.sizes(width).key_dim / 64, 5 * root)
-        small, large = (self.rank or max(32, round(part / 32) * 32) for part in parts)
-        return small, large
+    def ranks(self, width: int) -> tuple[int, int, int]:
+        """Returns the ranks of the maps of decay and strength, of the gate's, and of the first values' share."""
+        root, dim = width**0.5, self.sizes(width).key_dim / 64
+        small, large, share = (
+            self.rank or max(32, round(part / 32) * 32) for part in (2.5 * root * dim, 5 * root, 1.7 * root * dim)
+        )
+        return small, large, share
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> RWKV7Mixer:
         return self.in_each_direction(RWKV7Mixer, width, place, rngs)
@@ -95,7 +96,7 @@ class RWKV7Mixer(RecurrentMixer):
         line, zigzag = jnp.linspace(0.0, 1.0, h * k), jnp.tile(jnp.linspace(-1.0, 1.0, k), h)
         zigzag = zigzag * jnp.abs(zigzag)
         speed = -6 + 6 * line ** (1 + (index / max(depth - 1, 1)) ** 0.3)
-        rank, gate_rank = config.ranks(width)
+        rank, gate_rank, share_rank = config.ranks(width)
         self.decay = self._low_rank(width, rank, h * k, "hk", rngs, activation="tanh", bias=True)
         self.decay.up.bias = parameter(speed + 0.5 + 2.5 * zigzag, "hk")
         self.strength = self._low_rank(width, rank, h * k, "hk", rngs, bias=True)
@@ -103,8 +104,7 @@ class RWKV7Mixer(RecurrentMixer):
         self.gate = self._low_rank(width, gate_rank, h * v, "hv", rngs, activation="sigmoid")
         share = None
         if config.value_residual:
-            rank = config.rank or max(32, round(1.7 * width**0.5 * k / 64 / 32) * 32)
-            share = self._low_rank(width, rank, h * v, "hv", rngs, bias=True)
+            share = self._low_rank(width, share_rank, h * v, "hv", rngs, bias=True)
             share.up.bias = parameter(0.93 - 0.4 * jnp.linspace(0.0, 1.0, h * v), "hv")
         self.value_share = share
         self.erase_scale = parameter((0.71 - 0.1 * (line - 0.5)).reshape(h, k), "h k", decay=False)

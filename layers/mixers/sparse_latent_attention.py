@@ -26,9 +26,8 @@ from recollect.layers.modules.lightning_indexer import LightningIndexer
 from recollect.layers.modules.selection import (
     hidden_bias,
     keys_read,
-    number_read,
-    selected_reads,
     selector_losses,
+    selector_reads,
     token_indices,
     with_kept,
 )
@@ -85,5 +84,4 @@ class SparseMultiHeadLatentAttention(MultiHeadLatentAttention):
     def _reads(self, x: jax.Array, q: jax.Array, k: Any, v: jax.Array, fields: dict[str, Any]) -> Reads:
         latent, kept = k
         read = keys_read(self.selector, x, q, latent, kept, fields)
-        number = number_read(read, 1, fields) + self.selector.number_scored(fields)
-        return selected_reads(number, read, *self._absorbed(q, latent, v), fields, scale=self.scale)
+        return selector_reads(self.selector, read, *self._absorbed(q, latent, v), fields, scale=self.scale)

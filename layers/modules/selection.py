@@ -63,6 +63,19 @@ def number_read(read: Bool[Array, "#b #h t s"], key_heads: int, fields: Mapping[
     return jnp.mean(jnp.sum(by_group, axis=3, dtype=jnp.float32), axis=1)
 
 
+def selector_reads(
+    selector: SelectorModule,
+    read: Bool[Array, "#b #h t s"],
+    q: Float[Array, "b t h k"],
+    k: Float[Array, "b s g k"],
+    fields: Mapping[str, Any],
+    **options: Any,
+) -> Reads:
+    """Returns `selected_reads` of a selector's keys, `read`; what it scores to choose them counts."""
+    number = number_read(read, k.shape[2], fields) + selector.number_scored(fields)
+    return selected_reads(number, read, q, k, fields, **options)
+
+
 def selected_reads(
     number: Float[Array, "b t"],
     read: Bool[Array, "#b #h t s"],

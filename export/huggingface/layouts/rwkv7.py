@@ -38,7 +38,7 @@ def config_of(model: LanguageModel) -> dict[str, Any]:
     _, heads, key_dim, value_dim = mixer.sizes(model.width)
     for name, dim in (("key_dim", key_dim), ("value_dim", value_dim)):
         require(heads * dim == model.width, name, dim, f"rwkv7 has {model.width} / heads")
-    small, large = mixer.ranks(model.width)
+    small, large, _ = mixer.ranks(model.width)
     return {
         "architectures": [CLASSES["rwkv7"]],
         "model_type": "rwkv7",
@@ -74,7 +74,7 @@ def model_of(config: HuggingFaceConfig) -> LanguageModel:
     names = (("decay", 64), ("a", 64), ("gate", 128))
     decay, strength, gate = (config.whole(f"{name}_low_rank_dim", rank) for name, rank in names)
     mixer = RWKV7(heads=width // head_dim, rank=decay if decay == gate else None)
-    if (decay, gate) != mixer.ranks(width) or strength != decay:
+    if (decay, gate) != mixer.ranks(width)[:2] or strength != decay:
         raise UserError(f"{config.where}: decay_low_rank_dim={decay}: ranks are equal here, or as published")
     return LanguageModel(
         width=width,

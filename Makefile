@@ -13,6 +13,9 @@ READY := $(VENV)/ready
 # Compiling kernels for chips that are not here; the list of programs is tests/pallas_kernels/programs/. QUICK=1 takes the few of every change.
 COMPILE := JAX_PLATFORMS=cpu $(BIN)/python -m tests.pallas_kernels.programs $(if $(QUICK),--quick)
 
+# The slower commands run all of their tests, or the Kth of N shares.
+SHARE ?= 1/1
+
 .PHONY: demo test test-more test-all test-tpu-compile test-gpu-compile test-gpu-interpreter test-campaign test-interop gpu-wheels gpu-rehearsal libtpu cuda-compiler docs lint format clean
 
 demo: $(READY)
@@ -25,8 +28,8 @@ test: $(READY)
 # Without a registry that has libtpu, what needs it is skipped, and says so.
 test-more: $(READY)
 	$(BIN)/python -m recollect.pallas_kernels.compilers tpu --optional
-	$(BIN)/python -m pytest -m "more and not slow and not wide and not gpu_interpreter" -n 2 --dist worksteal --ignore tests/interop
-	XLA_FLAGS= $(BIN)/python -m pytest -m "slow and not wide and not gpu_interpreter" -n 2 --dist worksteal
+	$(BIN)/python -m pytest -m "more and not slow and not wide and not gpu_interpreter" --share $(SHARE) -n 2 --dist worksteal --ignore tests/interop
+	XLA_FLAGS= $(BIN)/python -m pytest -m "slow and not wide and not gpu_interpreter" --share $(SHARE) -n 2 --dist worksteal
 
 # Everything: also wide grids, a thousand command lines drawn anew, and every program for every chip.
 test-all: test test-more test-interop
@@ -47,7 +50,7 @@ test-campaign: $(READY)
 	$(BIN)/python -m tests.campaign $(if $(SHORT),--short)
 
 test-gpu-interpreter:
-	.ci/gpu-interpreter
+	.ci/gpu-interpreter --share=$(SHARE)
 
 # Exported models in transformers on torch, in an environment of its own; where a registry lacks them, skipped.
 test-interop: $(READY)

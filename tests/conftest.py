@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -36,13 +37,25 @@ def resident_memory() -> int:
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests that tests/more.txt and tests/wide.txt list: each line begins the names of some."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds --share, with which N calls run every test once."""
+    parser.addoption("--share", default="1/1", metavar="K/N", help="run the Kth of N shares of the tests")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks the tests that tests/more.txt and tests/wide.txt list (each line begins the names of some), and leaves out
+    those of other shares."""
     for mark, path in LISTED.items():
         listed = tuple(line for line in path.read_text().splitlines() if line and not line.startswith("#"))
         for item in items:
             if item.nodeid.removeprefix("tests/").startswith(listed):
                 item.add_marker(getattr(pytest.mark, mark))
+    number, of = map(int, config.getoption("share").split("/"))
+    share: dict[bool, list[pytest.Item]] = {True: [], False: []}
+    for item in items:
+        share[zlib.crc32(item.nodeid.encode()) % of == number - 1].append(item)
+    items[:] = share[True]
+    config.hook.pytest_deselected(items=share[False])
 
 
 def pytest_runtest_teardown() -> None:

@@ -157,9 +157,6 @@ def subject(case: str) -> Subject:
 
 QUICK = ("law_1_causal", "law_2_streaming", "law_3_packing", "law_5_implementations_agree")
 """Laws to which `make test` holds every mixer in its default configuration."""
-COSTLY = ("law_9_odd_lengths", "law_13_members")
-"""Laws to which all commands but `make test-all` hold the covering mixers alone: they compile the most, and operations
-have their own tests at odd lengths."""
 
 COVERING = {
     "Attention",
@@ -177,17 +174,15 @@ COVERING = {
 
 
 def _marks(law: str, case: str) -> list[pytest.MarkDecorator]:
-    """Returns the mark of the command that runs a case: none for `make test`, which has the least time."""
-    variant = "-" in case
-    if case in COVERING or (law in QUICK and not variant):
-        return []
-    further = law != "law_2_streaming" if variant else law in COSTLY
-    return [pytest.mark.wide] if further else [pytest.mark.more]
+    """Returns the mark of `make test-more` for cases that `make test` leaves to it."""
+    quick = case in COVERING or (law in QUICK and "-" not in case)
+    return [] if quick else [pytest.mark.more]
 
 
 @pytest.mark.parametrize(
     ("law", "case"),
-    [pytest.param(law, case, id=f"{law}-{case}", marks=_marks(law, case)) for law in all_laws() for case in CASES],
+    # The laws of a case one after another: they share its compiled programs.
+    [pytest.param(law, case, id=f"{law}-{case}", marks=_marks(law, case)) for case in CASES for law in all_laws()],
 )
 def test_law(law, case):
     reason = EXCEPTIONS.get((law, case)) or not_asked(law, CASES[case].traits)
@@ -200,15 +195,13 @@ def test_law(law, case):
 
 
 def test_every_law_of_every_mixer_runs_somewhere():
-    """`make test` leaves no mixer out of the quick laws, and `make test-more` no law of a default configuration but
-    the costly ones."""
+    """`make test` leaves no mixer out of the quick laws, and `make test-more` runs what it leaves out."""
     cases = test_law.pytestmark[0].args[1]
     assert {case.values for case in cases} == {(law, case) for law in all_laws() for case in CASES}
     marks = {case.values: {mark.name for mark in case.marks} for case in cases}
     for name in (cls.__name__ for cls in layers.MIXERS):
-        for law in all_laws():
-            quick = name in COVERING or law in QUICK
-            assert marks[law, name] == (set() if quick else {"wide"} if law in COSTLY else {"more"})
+        assert all(marks[law, name] == set() for law in (all_laws() if name in COVERING else QUICK))
+    assert all(mark <= {"more"} for mark in marks.values())
 
 
 def test_the_covering_mixers_have_every_trait():

@@ -51,11 +51,12 @@ def run(options: argparse.Namespace) -> int:
             raise UserError(f"--{flag}: for --format {only}, not {options.format}")
     load_files(options, options.run)
     run = open_run(options.run)
-    if options.overrides or options.transfer:
-        run = _converted(run, options)
     folder, step = run_at(options.run)
+    converts = bool(options.overrides or options.transfer)
+    if converts:
+        run = _converted(run, options)
     if options.format in ("huggingface", "gguf"):
-        names = write_layout(run, options, {} if step else read_result(folder) or {})
+        names = write_layout(run, options, {} if step or converts else read_result(folder) or {})
     elif options.format == "stablehlo":
         names = write_stablehlo(run, options)
     else:
@@ -96,7 +97,7 @@ def write_layout(run: Any, options: argparse.Namespace, result: dict[str, Any]) 
         batch_tokens=experiment.run.batch_size * length,
         source=run.data.source,
         digest=run.data.digest,
-        results={name: result[name] for name in ("accuracy", "bits_per_byte", "loss") if name in result},
+        **measured(result, run),
         config=to_json(experiment),
         license=options.license or "unknown",
     )
@@ -108,6 +109,31 @@ def write_layout(run: Any, options: argparse.Namespace, result: dict[str, Any]) 
     return export_huggingface(
         params, model, options.out, facts=facts, shard_bytes=shard_bytes, as_code=options.code, **tokens
     )
+
+
+METRICS = ("accuracy", "exact", "bits_per_byte", "bits_per_token", "loss")
+
+
+def measured(result: dict[str, Any], run: Any) -> dict[str, Any]:
+    """Returns the fields of `Facts` about what result.json holds of an opened run: metrics, and intervals of those that
+    it has enough of for one. Nothing where what it holds was measured at another step."""
+    from recollect.evaluation import share_interval
+
+    if result.get("steps") != run.step or result.get("status") == "preempted":
+        return {}
+    results = {name: result[name] for name in METRICS if isinstance(result.get(name), float)}
+    if "intervals" in result:  # text
+        on = f"{result['targets']:,} tokens of {result['documents']:,} held-out documents"
+        return {"results": results, "intervals": result["intervals"], "measured_on": on}
+    data = run.experiment.data
+    if not data.made_on_device:
+        return {"results": results}
+    weights = [part.weight for part in data.evaluation_slices() if part.weight]
+    # With unequal weights the mean varies at most as if there were so few slices of the largest.
+    examples = data.evaluation_examples * sum(weights) / max(weights)
+    intervals = {name: share_interval(results[name], examples) for name in ("accuracy", "exact") if name in results}
+    on = f"{data.evaluation_examples:,} examples of each of {len(weights)} slices; intervals are over examples"
+    return {"results": results, "intervals": intervals, "measured_on": on}
 
 
 def write_stablehlo(run: Any, options: argparse.Namespace) -> list[str]:

@@ -6,7 +6,7 @@ __getattr__, __all__ = lazy_names(
     __name__,
     {
         "curves": "LearningCurve TrainingCurve learning_curve training_curve",
-        "intervals": "mean_interval",
+        "intervals": "mean_interval ratio_interval share_interval",
         "matrix": "format_matrix",
         "metrics": "METRICS Metric",
         "ngram_baselines": "Bigram NgramTable fit_bigram recall_hits",

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from recollect.configuration.console import doing
 from recollect.data.batch import Batch
 from recollect.data.text.dataset import Text
+from recollect.evaluation.intervals import ratio_interval
 from recollect.evaluation.ngram_baselines import fit_bigram, recall_hits
 
 
@@ -38,13 +39,15 @@ def evaluate_text(
       "perplexity_by_position" ("1", "2-3", "4-7", ...: tokens of its document and row that a target is predicted
       from), "unknown" (where the tokenizer has a token for it: how many targets are that token, and their bytes),
       "bits_by_slice" ("recall", "rest"), "share_by_slice" (of targets), "bigram_bits_per_byte", "bytes" and "targets"
-      (how many were measured; a token across the end of the text counts by its share inside) and "baseline_tokens"
+      (how many were measured; a token across the end of the text counts by its share inside), "documents" (how many of
+      them these are of), "intervals" (of bits and loss over documents, see `ratio_interval`) and "baseline_tokens"
       (training tokens that the bigram model and the slices' n-gram model were fitted to).
     """
     unknown = data.open_tokenizer().unknown
     # Nats, targets, bytes, and bytes that are unknown.
     totals: dict[str, np.ndarray] = collections.defaultdict(lambda: np.zeros(4))
-    for number, (batch, sizes) in enumerate(data.measured_batches(batch_size), 1):
+    by_document = np.zeros((len(data.prepared().held_out) if final else 0, 4))
+    for number, (batch, sizes, documents) in enumerate(data.measured_batches(batch_size), 1):
         doing(f"evaluating held-out text, batch {number:,}")
         nats, targets = np.asarray(losses(batch), np.float64), np.asarray(batch.targets)
         weights = np.asarray(batch.weights, np.float64)
@@ -58,6 +61,8 @@ def evaluate_text(
             depths = _tokens_before(np.asarray(batch.segments))
             parts |= {f"position {d}": (nats, weights * (depths == d)) for d in range(depths.max() + 1)}
             parts |= {"recall": (nats, weights * hits), "rest": (nats, weights * ~hits), "bigram": (baseline, weights)}
+            of_target = np.stack([np.where(weights > 0, nats, 0), np.ones_like(nats), sizes, spelt], axis=-1)
+            np.add.at(by_document, documents, of_target * weights[..., None])
         for name, (nats, counted) in parts.items():
             sums = [np.where(counted > 0, nats * counted, 0).sum(), *((counted * n).sum() for n in (1, sizes, spelt))]
             totals[name] += sums
@@ -65,6 +70,14 @@ def evaluate_text(
     def bits(name: str) -> float | None:
         nats, _, size, spelt = totals[name]
         return float((nats / math.log(2) + 8 * spelt) / size) if size else None
+
+    def intervals() -> dict[str, tuple[float, float]]:
+        nats, number, size, spelt = by_document[by_document[:, 1] > 0].T
+        of = {
+            f"bits_per_{unit}": ratio_interval(nats / math.log(2) + 8 * spelt, size),
+            "loss": ratio_interval(nats, number),
+        }
+        return {name: interval for name, interval in of.items() if interval is not None}
 
     total_nats, count, size, _ = totals["all"]
     unit = "byte" if data.prepared().counts_bytes else "token"
@@ -82,6 +95,8 @@ def evaluate_text(
             f"bigram_bits_per_{unit}": bits("bigram"),
             **({"bytes": round(size)} if unit == "byte" else {}),
             "targets": round(count),
+            "documents": int(np.count_nonzero(by_document[:, 1])),
+            "intervals": intervals(),
             "baseline_tokens": fit_bigram(data.prepared()).tokens,
         }
     return metrics

@@ -182,10 +182,10 @@ class Text(DataConfig):
 
     def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
         """Yields the held-out text in batches of `batch_size` rows, in one fixed order."""
-        return (batch for batch, _ in self.measured_batches(batch_size))
+        return (measured.batch for measured in self.measured_batches(batch_size))
 
     def measured_batches(self, batch_size: int) -> Iterator[MeasuredBatch]:
-        """Yields the same, each with the bytes of text that its targets stand for."""
+        """Yields the same, each with the bytes and documents of its targets."""
         return _held_out(self.prepared().held_out, self.held_out_bytes).batches(self.length, batch_size)
 
     def prompt(self, seed: int, length: int = 64) -> list[int]:

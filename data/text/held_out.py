@@ -2,7 +2,7 @@
 length and batch size.
 
     text = HeldOutText(prepared.held_out, limit=200_000)      # limit None: all held-out text
-    for batch, sizes in text.batches(length=512, batch_size=8): ...
+    for batch, sizes, documents in text.batches(length=512, batch_size=8): ...
 
 Held-out documents are divided into pieces at fixed bytes, and pieces are taken in one fixed random order until the
 limit, the last one as far as the limit. Pieces that adjoin are measured as one. Each is packed into rows with the token
@@ -15,7 +15,7 @@ bytes measured are exactly those chosen, whatever the tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Int
@@ -33,8 +33,14 @@ _ORDER = (0, 5)
 Piece = tuple[int, int, int]
 """(document, first byte, end byte)."""
 
-MeasuredBatch = tuple[Batch, Int[np.ndarray, "b t"]]
-"""A batch, and the bytes of text that each of its targets stands for."""
+
+class MeasuredBatch(NamedTuple):
+    """A batch, the bytes of text that each of its targets stands for, and the number of the held-out document that the
+    target is of; both are 0 where there is none."""
+
+    batch: Batch
+    sizes: Int[np.ndarray, "b t"]
+    documents: Int[np.ndarray, "b t"]
 
 
 class SizedDocuments(Documents, Protocol):
@@ -128,13 +134,14 @@ class HeldOutText:
             spans = [plan.spans(0, row) for row in range(begin, min(begin + batch_size, rows))]
             batch = read_rows(self, spans, batch_size, length)
             weights: Any = batch.weights
-            sizes = np.zeros((batch_size, length), np.int64)
+            sizes, documents = np.zeros((2, batch_size, length), np.int64)
             for row, of_row in enumerate(spans):
                 at = 0
                 for piece, start, stop in of_row:
                     self._measure(piece, start, stop, sizes[row, at:], weights[row, at:])
+                    documents[row, at : at + stop - start] = self._where[piece][0]
                     at += stop - start
-            yield batch, sizes
+            yield MeasuredBatch(batch, sizes, documents)
 
     def _measure(self, piece: int, start: int, stop: int, sizes: np.ndarray, weights: np.ndarray) -> None:
         """Writes the bytes of the targets of a row's inputs `start` to `stop`, and the weights of the outer ones."""

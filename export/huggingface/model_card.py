@@ -19,6 +19,8 @@ class Facts:
       batch_tokens: tokens of a batch.
       source, digest: of the corpus.
       results: metrics by name, those of the run's final evaluation.
+      intervals: of 95 %, by the name of their metric.
+      measured_on: what the metrics and their intervals are over, for example "64 held-out documents".
       config: JSON-ready, of the whole experiment.
       license: its identifier on the Hugging Face hub.
     """
@@ -29,6 +31,8 @@ class Facts:
     source: str | None = None
     digest: str | None = None
     results: dict[str, float] = dataclasses.field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    measured_on: str | None = None
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     license: str = "unknown"
 
@@ -44,8 +48,7 @@ def model_card(facts: Facts, layout: str, parameters: int, *, has_tokenizer: boo
     if facts.source is not None:
         digest = f" (sha256 of its documents {facts.digest[:16]}…)" if facts.digest else ""
         trained.append(f"Corpus: `{facts.source}`{digest}.")
-    results = "\n".join(f"| {metric} | {value:.6g} |" for metric, value in sorted(facts.results.items()))
-    table = f"| held-out metric | value |\n|---|---|\n{results}" if results else "Not evaluated by the run."
+    table = _results(facts) if facts.results else "Not evaluated by the run."
     load = 'AutoModelForCausalLM.from_pretrained("this/folder")'
     if layout in flash_linear_attention.CLASSES | rwkv7.CLASSES:
         load = f"import fla  # pip install flash-linear-attention\n    {load}"
@@ -77,3 +80,12 @@ A language model of {parameters:,} parameters, trained with Recollect and export
 {json.dumps(facts.config, indent=2)}
 ```
 """
+
+
+def _results(facts: Facts) -> str:
+    rows = ["| held-out metric | value | 95 % interval |", "|---|---|---|"]
+    for metric, value in sorted(facts.results.items()):
+        interval = facts.intervals.get(metric)
+        shown = "-" if interval is None else f"{interval[0]:.6g} to {interval[1]:.6g}"
+        rows.append(f"| {metric} | {value:.6g} | {shown} |")
+    return "\n".join(rows) + (f"\n\nMeasured on {facts.measured_on}." if facts.measured_on else "")

@@ -4,6 +4,10 @@ import json
 import subprocess
 import sys
 
+from recollect.commands.export import measured
+from recollect.evaluation import share_interval
+from recollect.training.checkpoint.load import open_run
+from recollect.training.run_folder import read_result
 from tests.test_bad_input import PROJECT, command, refused, runs  # noqa: F401 - a fixture
 
 LLAMA = "text.attention data.length=16 model.width=16 model.mlp.hidden=24 ...heads=2 model.stages.0.repeats=1"
@@ -36,6 +40,18 @@ def test_out_and_back(capsys, runs, tmp_path):  # noqa: F811
     metrics = json.loads(capsys.readouterr().out)
     result = json.loads((text / "result.json").read_text())
     assert abs(metrics["bits_per_byte"] - result["bits_per_byte"]) < 1e-5
+
+
+def test_a_model_card_has_what_was_measured_at_its_step(runs):  # noqa: F811
+    run = open_run(runs / "recall")
+    result = read_result(runs / "recall")
+    found, examples = measured(result, run), run.experiment.data.evaluation_examples
+    slices = sum(part.weight > 0 for part in run.experiment.data.evaluation_slices())
+    assert found["results"]["accuracy"] == result["accuracy"]
+    assert found["intervals"]["accuracy"] == share_interval(result["accuracy"], slices * examples)
+    assert measured({**result, "status": "preempted"}, run) == measured({**result, "steps": 1}, run) == {}
+    result = read_result(runs / "text")
+    assert measured(result, open_run(runs / "text")).get("intervals", {}) == result["intervals"]
 
 
 def test_load_from_a_plain_script(runs, tmp_path):  # noqa: F811

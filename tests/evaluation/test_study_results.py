@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from recollect.evaluation.intervals import mean_interval
+from recollect.evaluation.intervals import mean_interval, ratio_interval, share_interval
 from recollect.evaluation.matrix import format_matrix
 from recollect.evaluation.results import load_runs
 from recollect.evaluation.study_results import summarise_study, write_study_results
@@ -49,6 +49,23 @@ def test_the_interval_of_few_values_is_exact_and_of_many_near_the_normal_one():
     half = 1.96 * values.std() / np.sqrt(60)
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.1 * half)
     assert mean_interval(list(values)) == (low, high)
+
+
+def test_the_interval_of_a_ratio_holds_the_true_one_as_often_as_it_says():
+    random = np.random.default_rng(0)
+    sizes = random.integers(1, 200, (2000, 20)).astype(float)
+    totals = sizes * (1.5 + 0.3 * random.normal(size=sizes.shape))  # documents differ; tokens of one do not
+    held = [low < 1.5 < high for low, high in map(ratio_interval, totals, sizes)]
+    assert np.mean(held) == pytest.approx(0.95, abs=0.02)
+    values = totals[0] / sizes[0]
+    half = 2.093 * values.std(ddof=1) / np.sqrt(20)  # of 19 degrees of freedom
+    assert ratio_interval(values, np.ones(20)) == pytest.approx((values.mean() - half, values.mean() + half), rel=1e-4)
+    assert ratio_interval(values[:2], np.ones(2)) is None
+
+
+def test_the_interval_of_a_share_is_wilsons():
+    assert share_interval(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert share_interval(1.0, 1000) == pytest.approx((0.99617, 1.0), abs=1e-5)
 
 
 def test_sensitivity_is_the_fall_at_the_neighbouring_rates(runs):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from recollect.data.text.dataset import Text
+from recollect.evaluation.intervals import ratio_interval
 from recollect.evaluation.ngram_baselines import fit_bigram
 from recollect.evaluation.text_slices import evaluate_text
 
@@ -66,6 +67,18 @@ def test_perplexity_by_position_whatever_the_batch(corpus):
     assert several.pop("perplexity_by_position") == pytest.approx(found)
     assert one["bits_per_byte"] == pytest.approx(several["bits_per_byte"], rel=1e-12)
     assert one["targets"] == several["targets"] and "unknown" not in one
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_intervals_are_over_documents(corpus, rows):
+    data = text(corpus)
+    found = evaluate_text(lambda batch: np.asarray(batch.targets) / 100, data, rows, final=True)
+    documents = data.prepared().held_out
+    sums = np.array([documents.tokens(n, 1, int(length)).sum() / 100 for n, length in enumerate(documents.lengths)])
+    assert found["documents"] == len(documents) >= 3
+    assert found["intervals"]["loss"] == pytest.approx(ratio_interval(sums, documents.lengths - 1))
+    low, high = ratio_interval(sums / math.log(2), documents.byte_lengths)
+    assert found["intervals"]["bits_per_byte"] == pytest.approx((low, high)) and low < found["bits_per_byte"] < high
 
 
 def test_unknown_tokens_are_counted_and_cost_their_bytes(corpus, monkeypatch):

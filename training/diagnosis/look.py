@@ -142,8 +142,7 @@ def _batches(experiment: Experiment, data: Any) -> list[Batch]:
     if data.made_on_device:
         seed = experiment.run.seed
         return [jax.device_get(data.evaluation_batch(seed, 0, part, ROWS)) for part in data.evaluation_slices()]
-    batch, _ = next(iter(data.measured_batches(min(ROWS, experiment.run.batch_size))))
-    return [batch]
+    return [next(data.evaluation_batches(min(ROWS, experiment.run.batch_size)))]
 
 
 def _parts(experiment: Experiment, params: Params, batch: Batch) -> list[Part]:

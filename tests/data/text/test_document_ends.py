@@ -65,11 +65,11 @@ def test_bits_per_byte_are_of_the_bytes_of_the_text(tmp_path, kind, batch_size):
     assert found["bytes"] == size and found["targets"] == targets
     unknown = sum(
         int(sizes[(batch.targets == data.open_tokenizer().unknown) & (batch.weights > 0)].sum())
-        for batch, sizes in data.measured_batches(1)
+        for batch, sizes, _ in data.measured_batches(1)
     )
     assert found["bits_per_byte"] == pytest.approx((targets / math.log(2) + 8 * unknown) / size)
     assert found["loss"] == pytest.approx(1)
-    for batch, sizes in data.measured_batches(batch_size):
+    for batch, sizes, _ in data.measured_batches(batch_size):
         assert sizes.shape == batch.targets.shape and not sizes[batch.weights == 0].any()
     document = int(np.argmax(held_out.lengths))
     whole = held_out.token_bytes(document, 0, int(held_out.lengths[document]))

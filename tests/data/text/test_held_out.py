@@ -65,7 +65,7 @@ def test_tokenizers_are_measured_on_the_same_bytes(words, monkeypatch, limit):
         for length, rows in ((32, 4), (50, 3)):
             data = Text(source=str(words), tokenizer=tokenizer, length=length, held_out_bytes=limit)
             batches = list(data.measured_batches(rows))
-            measured[tokenizer, length] = sum(float((batch.weights * sizes).sum()) for batch, sizes in batches)
+            measured[tokenizer, length] = sum(float((batch.weights * sizes).sum()) for batch, sizes, _ in batches)
     total = int(data.prepared().held_out.byte_lengths.sum())
     expected = total if limit is None else min(limit, total)
     assert measured == {key: pytest.approx(expected, rel=1e-6) for key in measured}
@@ -80,11 +80,12 @@ def test_every_byte_chosen_is_measured_once_and_no_other(monkeypatch, limit):
     assert sum(end - begin for _, begin, end in pieces) == min(limit or total, total)
     assert pieces == sorted(pieces) and (limit is None or limit >= total or len(pieces) > 1 or limit < 7)
     counted = {}
-    for batch, sizes in HeldOutText(documents, limit).batches(length=8, batch_size=3):
-        for target, weight, size in zip(batch.targets.flat, batch.weights.flat, sizes.flat, strict=True):
+    for batch, sizes, numbers in HeldOutText(documents, limit).batches(length=8, batch_size=3):
+        parts = (array.flat for array in (batch.targets, batch.weights, sizes, numbers))
+        for target, weight, size, number in zip(*parts, strict=True):
             if weight:
                 document, token = divmod(int(target), 1000)
-                assert size == token % 3
+                assert size == token % 3 and number == document
                 counted[document, token] = counted.get((document, token), 0) + weight
     for document, of in enumerate(documents.sizes):
         ends = np.cumsum(of)

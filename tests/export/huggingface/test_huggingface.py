@@ -130,9 +130,11 @@ def test_bytes_are_deterministic_and_weights_are_split(tmp_path):
 
 
 def test_the_model_card_and_the_tokenizer_say_what_it_is(tmp_path):
-    export("llama", tmp_path / "out", facts=dataclasses.replace(FACTS, license="mit"))
+    measured = {"results": {"bits_per_byte": 2.5, "loss": 1.7}, "intervals": {"bits_per_byte": [2.25, 2.75]}}
+    export("llama", tmp_path / "out", facts=dataclasses.replace(FACTS, license="mit", measured_on="texts", **measured))
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "license: mit\n" in card and "| bits_per_byte | 2.5 |" in card and "7 steps of 64 tokens" in card
+    assert "license: mit\n" in card and "7 steps of 64 tokens" in card and "Measured on texts." in card
+    assert "| bits_per_byte | 2.5 | 2.25 to 2.75 |\n| loss | 1.7 | - |" in card
     assert "`texts`" in card and "abab" in card
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert generation["eos_token_id"] == 256

@@ -14,7 +14,12 @@ TABLES = {
     for path in sorted((Path(__file__).parent / "command_lines").glob("*.py"))
     if path.stem != "__init__"
 }
-LINES = [(table, *line) for table, module in TABLES.items() for line in module.LINES]
+TESTS = {
+    table if lines is module.LINES else f"{table}: {lines[0][0]}": (table, lines)
+    for table, module in TABLES.items()
+    for lines in ([module.LINES] if hasattr(module, "IN_ORDER") else [[line] for line in module.LINES])
+}
+"""Each line is a test, but for tables whose lines use what earlier ones leave: those are one."""
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +40,16 @@ def files_in(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize(("table", "line", "code", "said"), LINES, ids=[f"{line[0]}: {line[1]}" for line in LINES])
-def test_command_line(capsys, monkeypatch, folder_of, table, line, code, said):
-    """`line` is a text, split as a shell splits it."""
+@pytest.mark.parametrize(("table", "lines"), TESTS.values(), ids=TESTS)
+def test_command_line(capsys, monkeypatch, folder_of, table, lines):
     folder = folder_of(table)
     monkeypatch.chdir(folder)
+    for line, code, said in lines:
+        check(capsys, folder, line, code, said)
+
+
+def check(capsys, folder, line, code, said):
+    """`line` is a text, split as a shell splits it."""
     before = files_in(folder)
     capsys.readouterr()
     try:
@@ -47,12 +57,12 @@ def test_command_line(capsys, monkeypatch, folder_of, table, line, code, said):
     except SystemExit as stop:
         found = stop.code
     out, err = capsys.readouterr()
-    assert found == code, out + err
+    assert found == code, f"{line}: {out}{err}"
     if code != 2:
-        assert said in out + err and "error: " not in err
+        assert said in out + err and "error: " not in err, f"{line}: {out}{err}"
         return
-    assert err.startswith("error: ") and err.count("\n") == 1 and said in err, err
-    assert files_in(folder) == before
+    assert err.startswith("error: ") and err.count("\n") == 1 and said in err, f"{line}: {err}"
+    assert files_in(folder) == before, line
 
 
 def test_tables_are_whole():

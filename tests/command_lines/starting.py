@@ -12,6 +12,9 @@ RUN = "run.batch_size=4 run.steps=2 run.steps_per_call=2 run.compile_cache=off"
 TASK = f"train {RECALL} {RUN} run.directory=new"
 TEXT = f"train text.attention model.width=16 data.length=32 run.sample_every=0 {RUN} run.directory=new_text"
 
+IN_ORDER = True
+"""Lines use the runs that earlier ones write."""
+
 
 def prepare(folder):
     source = f"train {RECALL} {RUN} run.checkpoint_every=1 run.steps_per_call=1 run.directory={folder / 'trained'}"

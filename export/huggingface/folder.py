@@ -54,7 +54,7 @@ def export_huggingface(
     Raises:
       UserError: no layout can express the model (the field that stands in the way is named), or the folder is taken.
     """
-    require_expressible(model)
+    require_expressible(model, as_code=True)
     layout = code if as_code else layout_of(model)
     if model.tied and layout in UNTIED:
         head = {"kernel": np.asarray(params["embedding"]).T}
@@ -84,6 +84,7 @@ def export_huggingface(
 def _native_fields(model: LanguageModel, layout: Any) -> dict[str, Any]:
     """Returns the fields of config.json of a layout; an error names `--code` where that can express the model."""
     try:
+        require_expressible(model)
         fields = layout.config_of(model)
         again = HuggingFaceConfig({**fields, "tie_word_embeddings": model.tied}, fields["model_type"])
         require_same(model, layout.model_of(again), fields["model_type"])

@@ -30,10 +30,10 @@ _EXPRESSED = {"width", "stages", "norm", "mlp", "positions", "residual", "tied"}
 _TRAINING_ONLY = {"embedding_dropout", "initialisation", "dtype", "remat", "lora", "unroll"}
 
 
-def require_expressible(model: LanguageModel) -> None:
-    """Raises UserError where the model's own fields, or its class, are in no layout."""
+def require_expressible(model: LanguageModel, *, as_code: bool = False) -> None:
+    """Raises UserError where the model's own fields, or its class, are in no layout, or not in PyTorch code."""
     require(type(model) is LanguageModel, "model", model, "it takes language models")
-    require_defaults(model, "model", _EXPRESSED | _TRAINING_ONLY)
+    require_defaults(model, "model", _EXPRESSED | _TRAINING_ONLY | ({"canon"} if as_code else set()))
 
 
 _WORKED_OUT = {"key_heads", "head_dim", "key_dim", "value_dim", "channels", "rank"}

@@ -17,7 +17,7 @@ class ShortConvolution(nn.Module):
         self.convolution = Taps(width, config["kernel"], config["bias"])
 
     def forward(self, x, tokens, state):
-        y, state = self.convolution(x, state)
+        y, state = self.convolution(x, tokens, state)
         return ACTIVATIONS[self.config["activation"]](y), state
 
 
@@ -32,7 +32,7 @@ class BaseConvolution(nn.Module):
         self.convolution = Taps(width, config["kernel"], bias=True)
 
     def forward(self, x, tokens, state):
-        y, state = self.convolution(x, state)
+        y, state = self.convolution(x, tokens, state)
         return self.activation(y) * self.activation(self.projection(x)) + x, state
 
 
@@ -49,7 +49,6 @@ class GatedConvolution(nn.Module):
         self.output = nn.Linear(inner, width, bias=config["bias"])
 
     def forward(self, x, tokens, state):
-        # Biases reach padding, which no convolution may see.
-        u, gate, *rest = (self.input(x) * tokens.real[..., None]).chunk(3 if self.config["input_gate"] else 2, -1)
-        y, state = self.convolution(u * rest[0] if rest else u, state)
+        u, gate, *rest = self.input(x).chunk(3 if self.config["input_gate"] else 2, -1)
+        y, state = self.convolution(u * rest[0] if rest else u, tokens, state)
         return self.output(ACTIVATIONS[self.config["activation"]](y) * gate), state

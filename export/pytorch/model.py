@@ -7,7 +7,8 @@ rows are turned so that it comes first, and turned back.
 import dataclasses
 
 import torch
-from parts import MIXERS, MLP, Tokens, norm_of
+from block import BLOCKS
+from parts import Tokens, norm_of
 from torch import nn
 from torch.nn import functional as F
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
@@ -33,25 +34,6 @@ class Output(ModelOutput):
     cache: list | None = None
 
 
-class Block(nn.Module):
-    """x + mixer(norm(x)), then x + mlp(norm(x))."""
-
-    def __init__(self, mixer, model, index):
-        super().__init__()
-        width = model["width"]
-        self.mixer_norm = norm_of(model["norm"], width)
-        self.mixer = MIXERS[mixer["class"]](mixer, width, index)
-        if model["mlp"] is not None:
-            self.mlp_norm = norm_of(model["norm"], width)
-            passes = model["mlp"]["class"] == "PassThrough"
-            self.mlp = nn.Identity() if passes else MLP(model["mlp"], width)
-
-    def forward(self, x, tokens, state):
-        y, state = self.mixer(self.mixer_norm(x) * tokens.real[..., None], tokens, state)
-        x = x + y
-        return (x if getattr(self, "mlp", None) is None else x + self.mlp(self.mlp_norm(x))), state
-
-
 class RecollectForCausalLM(PreTrainedModel, GenerationMixin):
     """The model; `generate` decodes from the states of its layers."""
 
@@ -68,7 +50,8 @@ class RecollectForCausalLM(PreTrainedModel, GenerationMixin):
         self.positions = None
         if model["positions"] is not None:
             self.positions = nn.Embedding(model["positions"]["maximum"], model["width"])
-        self.layers = nn.ModuleList(Block(mixer, model, index) for index, mixer in enumerate(mixers))
+        block = BLOCKS[model["canon"] and model["canon"]["class"]]
+        self.layers = nn.ModuleList(block(mixer, model, index) for index, mixer in enumerate(mixers))
         self.final_norm = norm_of(model["norm"], model["width"])
         self.head = nn.Linear(model["width"], config.vocab_size, bias=False)
         self.post_init()
@@ -97,15 +80,15 @@ class RecollectForCausalLM(PreTrainedModel, GenerationMixin):
         seen, states = (0, [None] * len(self.layers)) if cache is None else cache
         counted = real.long().cumsum(1)
         positions = (seen + counted - 1).clamp(min=0)
-        tokens = Tokens(real, positions)
         x = self.embedding(ids)
         if self.positions is not None:
             x = x + self.positions(positions)
+        x, tokens, slots = self.enter(x, Tokens(real, positions))
         after = []
         for layer, state in zip(self.layers, states, strict=True):
             x, state = layer(x, tokens, state)
             after.append(state)
-        x = self.final_norm(x)
+        x = self.final_norm(self.leave(x, slots))
         x = torch.empty_like(x).scatter(1, order[..., None].expand_as(x), x)
         logits = self.head(x)
         loss = None
@@ -113,7 +96,19 @@ class RecollectForCausalLM(PreTrainedModel, GenerationMixin):
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
         return Output(loss, logits, [seen + counted[:, -1:], after] if use_cache else None)
 
+    def enter(self, x, tokens):
+        """Returns what the layers take, vectors and tokens, and where the given ones are among these."""
+        return x, tokens, None
+
+    def leave(self, x, slots):
+        """Returns the layers' outputs at the given tokens."""
+        return x
+
     def prepare_inputs_for_generation(self, input_ids, cache=None, attention_mask=None, **ignored):
         if cache is not None:
             input_ids = input_ids[:, -1:]
+        elif attention_mask is not None:
+            # The last column predicts the first new token, so padding on the right goes to the left.
+            order = attention_mask.argsort(dim=1, stable=True)
+            input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
         return {"input_ids": input_ids, "attention_mask": attention_mask, "cache": cache, "use_cache": True}

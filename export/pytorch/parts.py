@@ -71,20 +71,35 @@ def rotate(x, positions, config):
     return torch.cat([head, rest], -1)
 
 
+def append(before, x, real):
+    """Returns what earlier calls left, (b, s, ...), and the entries x (b, t, ...) of this one, its padding in front of
+    both: where landmarks are inserted, rows without one wait for those with one."""
+    joined = torch.cat([before, x], 1)
+    if real.all():
+        return joined
+    order = torch.cat([real.new_ones(before.shape[:2]), real], 1).int().argsort(dim=1, stable=True)
+    return joined.gather(1, order.reshape(*order.shape, *[1] * (x.ndim - 2)).expand_as(joined))
+
+
 class Taps(nn.Module):
-    """y_i = bias + sum_j taps[j] x_{i-j} per channel; the state is the last inputs, oldest first."""
+    """y_i = bias + sum_j taps[j] x_{i-j} per channel; the state is the last inputs, oldest first. Padding may hold
+    anything: zeros, or what came before, stand between it and the tokens."""
 
     def __init__(self, channels, kernel, bias=False):
         super().__init__()
         self.taps = nn.Parameter(torch.empty(kernel, channels))
         self.bias = nn.Parameter(torch.empty(channels)) if bias else None
 
-    def forward(self, x, state):
+    def forward(self, x, tokens, state):
         kernel = self.taps.shape[0]
         before = x.new_zeros(x.shape[0], kernel - 1, x.shape[2]) if state is None else state
-        inputs = torch.cat([before, x], 1)
+        inputs = append(before, x, tokens.real)
         y = F.conv1d(inputs.transpose(1, 2), self.taps.flip(0).t()[:, None], self.bias, groups=x.shape[2])
         return y.transpose(1, 2), inputs[:, inputs.shape[1] - kernel + 1 :]
+
+
+GATED = {"SwiGLU": F.silu, "GeGLU": lambda y: F.gelu(y, approximate="tanh"), "SGLU": lambda y: y}
+PLAIN = {"GELU": F.gelu, "SquaredReLU": lambda y: F.relu(y).square()}
 
 
 class MLP(nn.Module):
@@ -96,13 +111,12 @@ class MLP(nn.Module):
         self.kind = config["class"]
         self.up = nn.Linear(width, inner, bias=config["bias"])
         self.down = nn.Linear(inner, width, bias=config["bias"])
-        self.gate = nn.Linear(width, inner, bias=config["bias"]) if self.kind in ("SwiGLU", "GeGLU", "SGLU") else None
+        self.gate = nn.Linear(width, inner, bias=config["bias"]) if self.kind in GATED else None
 
     def forward(self, x):
         if self.gate is None:
-            return self.down(F.gelu(self.up(x)))
-        activation = {"SwiGLU": F.silu, "GeGLU": lambda y: F.gelu(y, approximate="tanh"), "SGLU": lambda y: y}
-        return self.down(activation[self.kind](self.gate(x)) * self.up(x))
+            return self.down(PLAIN[self.kind](self.up(x)))
+        return self.down(GATED[self.kind](self.gate(x)) * self.up(x))
 
 
 def split_heads(x, heads):

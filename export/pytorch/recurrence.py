@@ -1,4 +1,4 @@
-"""Recurrent mixers on a matrix per head: delta rules, gated linear attention, retention, Mamba-2.
+"""What recurrent mixers on a matrix per head share.
 
     S_t = Diag(exp(g_t)) S_{t-1} + k_t (w_t v_t - e_t^T Diag(exp(g_t)) S_{t-1})^T,   o_t = scale q_t^T S_t
 
@@ -6,7 +6,7 @@ Tokens are taken one after another, as the definition reads; padding changes no 
 """
 
 import torch
-from parts import Taps, mixer, rotate, split_heads
+from parts import Taps, split_heads
 from torch import nn
 from torch.nn import functional as F
 
@@ -35,11 +35,6 @@ def recurrence(q, k, v, state, log_decay=None, write=None, erase=None, scale=1.0
 def retnet_log_decays(heads, x):
     """Returns log(1 - 2^(-5-h)) per head."""
     return torch.log1p(-(2.0 ** (-5.0 - torch.arange(heads, dtype=torch.float32, device=x.device))))
-
-
-def unit(x):
-    """Returns x / sqrt(sum x^2 + 1e-6) over the last axis."""
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
 
 
 class LowRank(nn.Module):
@@ -131,7 +126,7 @@ class Recurrent(nn.Module):
         for name, linear in (("query", self.query), ("key", self.key), ("value", self.value)):
             y = linear(x)
             if name in self.convolutions:
-                y, after[name] = self.convolutions[name](y, state.get(name))
+                y, after[name] = self.convolutions[name](y, tokens, state.get(name))
             if name in self.convolutions or self.activates:
                 y = F.silu(y)
             heads.append(split_heads(y, self.heads if name == "value" else self.key_heads))
@@ -143,115 +138,3 @@ class Recurrent(nn.Module):
             options["log_decay"] = options["log_decay"] * real
         o, after["memory"] = recurrence(q, k * real, v, state.get("memory"), **options)
         return self.output(self.gate(self.mixed(o, v), x)), after
-
-
-class DeltaRule(Recurrent):
-    """What is stored under a key moves towards the new value by the share beta."""
-
-    activates = True
-
-    def build(self, width):
-        self.strength = nn.ModuleDict({"projection": nn.Linear(width, self.heads, bias=False)})
-
-    def log_decay(self, x):
-        """Returns the logarithm of the decay, or None."""
-
-    def operands(self, x, q, k, v, tokens):
-        q, k = unit(q), unit(k)
-        beta = self.strength["projection"](x).sigmoid() * (2.0 if self.config["negative_eigenvalues"] else 1.0)
-        options = {"log_decay": self.log_decay(x), "write": beta, "erase": beta[..., None] * k}
-        return q, k, v, options | {"scale": self.key_dim**-0.5}
-
-
-@mixer
-class DeltaNet(DeltaRule):
-    """The delta rule on a state that does not decay."""
-
-    def build(self, width):
-        super().build(width)
-        projection = nn.Linear(width, self.heads * self.value_dim, bias=False) if self.config["gate"] else None
-        self.gate = Gate(projection, HeadNorm(self.heads, self.value_dim))
-
-
-@mixer
-class GatedDeltaNet(DeltaRule):
-    """The delta rule on a state that decays, per head."""
-
-    def build(self, width):
-        super().build(width)
-        self.decay = StepDecay(nn.Linear(width, self.heads, bias=False), self.heads)
-        norm = HeadNorm(self.heads, self.value_dim, epsilon=self.config["norm_epsilon"])
-        self.gate = Gate(nn.Linear(width, self.heads * self.value_dim, bias=False), norm)
-
-    def log_decay(self, x):
-        return self.decay(x)[0][..., None]
-
-
-@mixer
-class KimiDeltaAttention(DeltaRule):
-    """The delta rule on a state whose key channels decay each at its own rate."""
-
-    def build(self, width):
-        super().build(width)
-        rank, channels = self.value_dim, self.heads * self.key_dim
-        self.decay = StepDecay(LowRank(width, rank, channels), self.heads, self.key_dim)
-        projection = LowRank(width, rank, self.heads * self.value_dim, bias=self.config["gate_bias"])
-        self.gate = Gate(projection, HeadNorm(self.heads, self.value_dim), torch.sigmoid)
-
-    def log_decay(self, x):
-        return self.decay(x)[0]
-
-
-@mixer
-class GatedLinearAttention(Recurrent):
-    """Linear attention with a decay per key channel, from a low-rank map of the input."""
-
-    key_share = 0.5
-
-    def build(self, width):
-        projection = LowRank(width, self.config["rank"], self.heads * self.key_dim, bias=True)
-        self.decay = nn.ModuleDict({"projection": projection})
-        linear = nn.Linear(width, self.heads * self.value_dim, bias=False)
-        self.gate = Gate(linear, HeadNorm(self.heads, self.value_dim))
-
-    def operands(self, x, q, k, v, tokens):
-        logits = split_heads(self.decay["projection"](x), self.heads)
-        decay = F.logsigmoid(logits) / self.config["temperature"]
-        return q, k, v, {"log_decay": decay, "scale": self.key_dim**-0.5}
-
-
-@mixer
-class Retention(Recurrent):
-    """Linear attention with a constant decay per head, and rotary positions."""
-
-    value_share = 2.0
-
-    def build(self, width):
-        linear = nn.Linear(width, self.heads * self.value_dim, bias=False)
-        self.gate = Gate(linear, HeadNorm(self.heads, self.value_dim))
-
-    def operands(self, x, q, k, v, tokens):
-        if self.config["positions"] is not None:
-            q, k = (rotate(y, tokens.positions, self.config["positions"]) for y in (q, k))
-        decay = retnet_log_decays(self.heads, x)[:, None].expand(*x.shape[:2], -1, 1)
-        return q, k, v, {"log_decay": decay, "scale": self.key_dim**-0.5}
-
-
-@mixer
-class Mamba2(Recurrent):
-    """A state space model with one decay per head and token; B are the keys, C the queries, x the values."""
-
-    value_share, convolution_bias = 2.0, True
-
-    def build(self, width):
-        self.decay = StepDecay(nn.Linear(width, self.heads, bias=False), self.heads)
-        self.skip = nn.ParameterDict({"weight": nn.Parameter(torch.ones(self.heads))})
-        norm = HeadNorm(self.heads, self.value_dim, whole=True)
-        self.gate = Gate(nn.Linear(width, self.heads * self.value_dim, bias=False), norm, gate_first=True)
-
-    def operands(self, x, q, k, v, tokens):
-        log_decay, step = self.decay(x)
-        return q, k, v, {"log_decay": log_decay[..., None], "write": step}
-
-    def mixed(self, o, v):
-        return o + self.skip["weight"][:, None] * v

@@ -2,7 +2,7 @@
 real; windows keep what they can still see."""
 
 import torch
-from parts import RMSNorm, mixer, rotate, split_heads
+from parts import RMSNorm, append, mixer, rotate, split_heads
 from torch import nn
 
 
@@ -22,15 +22,21 @@ class Attention(nn.Module):
         if config["query_key_norm"]:
             self.query_norm, self.key_norm = RMSNorm(self.head_dim), RMSNorm(self.head_dim)
 
-    def forward(self, x, tokens, state):
+    def project(self, x):
+        """Returns queries, keys and values, neither rotated."""
         q = split_heads(self.query(x), self.heads)
         k, v = split_heads(self.key(x), self.key_heads), split_heads(self.value(x), self.key_heads)
-        if self.config["query_key_norm"]:
-            q, k = self.query_norm(q), self.key_norm(k)
-        if self.config["positions"] is not None:
-            q, k = (rotate(y, tokens.positions, self.config["positions"]) for y in (q, k))
+        return (self.query_norm(q), self.key_norm(k), v) if self.config["query_key_norm"] else (q, k, v)
+
+    def rotated(self, x, positions):
+        """Returns x (..., h, k) rotated by positions (...), where the mixer has rotary ones."""
+        return x if self.config["positions"] is None else rotate(x, positions, self.config["positions"])
+
+    def forward(self, x, tokens, state):
+        q, k, v = self.project(x)
+        q, k = self.rotated(q, tokens.positions), self.rotated(k, tokens.positions)
         new = {"k": k, "v": v, "positions": tokens.positions, "real": tokens.real}
-        kept = new if state is None else {name: torch.cat([state[name], new[name]], 1) for name in new}
+        kept = new if state is None else {name: append(state[name], new[name], tokens.real) for name in new}
         repeats = self.heads // self.key_heads
         keys, values = (kept[name].repeat_interleave(repeats, 2) for name in ("k", "v"))
         scores = torch.einsum("bthk,bshk->bhts", q, keys) * self.head_dim**-0.5

@@ -1,6 +1,7 @@
 """Models here beside the same models in the transformers library.
 
 python -m tests.interop.comparison               # prints the table of docs/interoperability.md
+python -m tests.interop.comparison code          # its rows of models whose names begin so
 python -m tests.interop.comparison --programs    # that of StableHLO, without transformers
 """
 
@@ -23,6 +24,7 @@ import numpy as np
 
 from recollect.data.tokenizers import ByteTokenizer
 from recollect.export.huggingface import Facts, export_huggingface, import_huggingface
+from recollect.layers import Context
 from recollect.models import FunctionalModel
 from tests.export.huggingface.cases import CODE, MODELS, parameters
 
@@ -149,7 +151,8 @@ class Row:
         likeliest here after those before it. (That generation here follows the logits is tested elsewhere.)
       back_exact: of an exported model, whether importing it and exporting that gives the same file of weights.
       ids_equal: whether both tokenizers give a text the same ids; None without one.
-      mixers_error: of a model as code, largest error of a mixer alone, over its largest output; whole and streamed.
+      mixers_error: of a model as code, largest error of a mixer alone (with Canon layers, of a whole block), over its
+        largest output; whole and streamed.
     """
 
     model: str
@@ -169,7 +172,7 @@ def compared(root: Path, exported: Iterable[str] = EXPORTED, imported: Iterable[
         as_code = {"as_code": name in CODE}
         export_huggingface(parameters(config), config, folder, facts=Facts(name), tokenizer=ByteTokenizer(), **as_code)
         if name in CODE:
-            np.savez(folder / "mixers.npz", x=np.random.default_rng(1).normal(size=(2, 11, 32)).astype(np.float32))
+            np.savez(folder / "mixers.npz", x=np.random.default_rng(1).normal(size=(2, 17, 32)).astype(np.float32))
     for name in imported:
         (root / _folder(name, "imported")).mkdir()
         (root / _folder(name, "imported") / "make.json").write_text(json.dumps(THEIRS[name]))
@@ -210,7 +213,12 @@ def _row(name: str, direction: str, root: Path) -> Row:
 
 def _mixers_error(model: FunctionalModel, params: Any, folder: Path, theirs: np.ndarray) -> float:
     x = jnp.asarray(np.load(folder / "mixers.npz")["x"])
-    blocks = jax.jit(lambda params: [block.mixer(x).hidden for block in model.bind(params).stack.layers()])(params)
+
+    def outputs(params: Any) -> list[jax.Array]:
+        layers = model.bind(params).stack.layers()
+        return [(layer(x, Context()) if model.config.canon else layer.mixer(x)).hidden for layer in layers]
+
+    blocks = jax.jit(outputs)(params)
     return max(
         float(np.abs(there - ours).max() / np.abs(ours).max()) for ours, there in zip(blocks, theirs, strict=True)
     )
@@ -232,7 +240,8 @@ def main() -> int:
 
             print_rows(Path(folder))
             return 0
-        rows = compared(Path(folder))
+        named = "".join(sys.argv[1:2])
+        rows = compared(Path(folder), *([name for name in of if name.startswith(named)] for of in (EXPORTED, THEIRS)))
     heads = ("model", "direction", "largest logit error", "greedy tokens equal", "weights back exactly")
     print("| " + " | ".join((*heads, "same token ids", "mixers alone")) + " |")
     print("|---|---|---|---|---|---|---|")

@@ -44,35 +44,43 @@ def results(folder: Path) -> dict[str, np.ndarray]:
 
 
 def mixers(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Outputs (layers, 2, b, t, d) of every mixer: over the whole sequence, and streamed in pieces."""
+    """Outputs (layers, 2, b, t, d) of every mixer, of Canon layers' whole block: over the whole sequence, and streamed
+    in pieces."""
     module = sys.modules[type(model).__module__]
     rows, outputs = torch.ones(x.shape[:2], dtype=torch.bool), []
     positions = rows.long().cumsum(1) - 1
     with torch.no_grad():
         for layer in model.layers:
-            whole, _ = layer.mixer(x, module.Tokens(rows, positions), None)
+            mixes = layer if model.config.recollect["canon"] else layer.mixer
+            whole, _ = mixes(x, module.Tokens(rows, positions), None)
             pieces, state = [], None
             for part in (slice(0, 5), slice(5, 6), slice(6, None)):
-                y, state = layer.mixer(x[:, part], module.Tokens(rows[:, part], positions[:, part]), state)
+                y, state = mixes(x[:, part], module.Tokens(rows[:, part], positions[:, part]), state)
                 pieces.append(y)
             outputs.append(torch.stack([whole, torch.cat(pieces, 1)]))
     return torch.stack(outputs)
 
 
 def check_padding(model: torch.nn.Module, tokens: torch.Tensor) -> None:
-    """Checks that padding on either side changes neither logits nor what is generated."""
-    short = tokens[:1, :9]
-    alone = model(short).logits[0]
-    for side in ("left", "right"):
+    """Checks that padding on either side changes neither logits nor what is generated, nor its logits."""
+    rows = [tokens[:1, :9], tokens[1:, :14]]
+    alone = [generated(model, row, torch.ones_like(row)) for row in rows]
+    for part in (slice(5, 14), slice(0, 9)):
         ids, mask = tokens[:, :14].clone(), torch.ones(2, 14, dtype=torch.long)
-        part = slice(5, 14) if side == "left" else slice(0, 9)
         ids[0], mask[0] = 0, 0
-        ids[0, part], mask[0, part] = short[0], 1
-        assert (model(ids, attention_mask=mask).logits[0, part] - alone).abs().max() < 1e-4, side
-        if side == "left":
-            options = {"do_sample": False, "max_new_tokens": 6, "eos_token_id": None, "pad_token_id": 0}
-            both = model.generate(ids, attention_mask=mask, **options)[0, 14:]
-            assert (both == model.generate(short, **options)[0, 9:]).all()
+        ids[0, part], mask[0, part] = rows[0][0], 1
+        logits = model(ids, attention_mask=mask).logits
+        assert (logits[0, part] - model(rows[0]).logits[0]).abs().max() < 1e-4, part
+        for row, (text, logits) in enumerate(zip(*generated(model, ids, mask), strict=True)):
+            assert (text == alone[row][0][0]).all() and (logits - alone[row][1][0]).abs().max() < 1e-4, (part, row)
+
+
+def generated(model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns greedy tokens (b, 6) after ids, and the logits (b, 6, z) that they were chosen by."""
+    options = {"do_sample": False, "max_new_tokens": 6, "eos_token_id": None, "pad_token_id": 0}
+    options |= {"output_logits": True, "return_dict_in_generate": True}
+    out = model.generate(ids, attention_mask=mask, **options)
+    return out.sequences[:, ids.shape[1] :], torch.stack(out.logits, 1)
 
 
 def make(fields: dict, folder: Path) -> None:

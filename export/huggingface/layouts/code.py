@@ -13,6 +13,7 @@ from recollect.configuration import Config, UserError, from_json, to_json
 from recollect.configuration.io import flatten
 from recollect.export.huggingface.requirements import HuggingFaceConfig, require, require_defaults
 from recollect.export.huggingface.tensors import PLAIN, TRANSPOSED, LayerTensors, Tensor
+from recollect.layers.modules import LayerNorm, RMSNorm
 from recollect.layers.modules.positions import Rotary
 from recollect.models import FunctionalModel, LanguageModel
 
@@ -20,12 +21,24 @@ CLASSES = {"recollect": "RecollectForCausalLM"}
 CODE = "modeling_recollect.py"
 LIBRARY = Path(__file__).parents[2] / "pytorch"
 MIXERS = {
-    "softmax": ("Attention", "SlidingWindow", "GatedAttention", "MixtureOfHeads"),
-    "recurrence": ("DeltaNet", "GatedDeltaNet", "KimiDeltaAttention", "GatedLinearAttention", "Retention", "Mamba2"),
-    "linear_attention": ("LinearAttention",),
-    "convolutions": ("ShortConvolution", "BaseConvolution", "GatedConvolution"),
+    "Attention": "softmax",
+    "SlidingWindow": "softmax",
+    "GatedAttention": "softmax",
+    "MixtureOfHeads": "softmax",
+    "Landmark": "landmark",
+    "DeltaNet": "delta_rules",
+    "GatedDeltaNet": "delta_rules",
+    "KimiDeltaAttention": "delta_rules",
+    "GatedLinearAttention": "decays",
+    "Retention": "decays",
+    "Mamba2": "decays",
+    "LinearAttention": "linear_attention",
+    "ShortConvolution": "convolutions",
+    "BaseConvolution": "convolutions",
+    "GatedConvolution": "convolutions",
+    "Hyena": "hyena",
 }
-"""Classes of the library by file."""
+"""Files of the library by class."""
 
 
 def config_of(model: LanguageModel) -> dict[str, Any]:
@@ -34,24 +47,24 @@ def config_of(model: LanguageModel) -> dict[str, Any]:
     Raises:
       UserError: the library lacks a mixer of the model, or what the mixer is set to.
     """
-    known = {name for names in MIXERS.values() for name in names}
-    library = "".join((LIBRARY / f"{name}.py").read_text(encoding="utf-8") for name in MIXERS)
-    known_fields = {*re.findall(r'"(\w+)"', library), *_HARMLESS}
-    require(model.canon is None, "model.canon", model.canon, "the PyTorch library has none")
+    has_norm = isinstance(model.norm, RMSNorm | LayerNorm)
+    require(has_norm, "model.norm", model.norm, "the PyTorch library has RMSNorm and LayerNorm")
     require(model.residual == "stream", "model.residual", model.residual, "the PyTorch library adds to the stream")
     for number, mixer in enumerate(model.mixers):
         name = type(mixer).__name__
-        require(name in known, f"layer {number}: mixer", mixer, f"the PyTorch library has {', '.join(sorted(known))}")
+        require(name in MIXERS, f"layer {number}: mixer", mixer, f"the PyTorch library has {', '.join(sorted(MIXERS))}")
         positions = getattr(mixer, "positions", None)
         plain = positions is None or (type(positions) is Rotary and positions.scaling is None)
         require(plain, f"layer {number}: positions", positions, "the PyTorch library has unscaled rotary ones")
-        require_defaults(mixer, f"layer {number}: {name}", known_fields)
+        lacks = {"window"} if name == "Landmark" else set()
+        require_defaults(mixer, f"layer {number}: {name}", _HARMLESS | _strings(_files(MIXERS[name])) - lacks)
         short = name != "BaseConvolution" or getattr(mixer, "kernel", None) is not None
         require(short, f"layer {number}: kernel", None, "the PyTorch library has short convolutions")
+    name = "LandmarkForCausalLM" if model.landmark_block else CLASSES["recollect"]
     return {
-        "architectures": ["RecollectForCausalLM"],
+        "architectures": [name],
         "model_type": "recollect",
-        "auto_map": {"AutoConfig": f"{_MODULE}.RecollectConfig", "AutoModelForCausalLM": f"{_MODULE}.{_CLASS}"},
+        "auto_map": {"AutoConfig": f"{_MODULE}.RecollectConfig", "AutoModelForCausalLM": f"{_MODULE}.{name}"},
         "hidden_size": model.width,
         "num_hidden_layers": len(model.mixers),
         "recollect": to_json(model),
@@ -60,7 +73,7 @@ def config_of(model: LanguageModel) -> dict[str, Any]:
 
 _HARMLESS = {"dropout", "chunk", "balance", "balance_weight", "filter", "maximum_length", "time"}
 """Fields of training, of backends, and of long filters, which the library lacks."""
-_MODULE, _CLASS = CODE.removesuffix(".py"), CLASSES["recollect"]
+_MODULE = CODE.removesuffix(".py")
 
 
 def model_of(config: HuggingFaceConfig) -> LanguageModel:
@@ -95,31 +108,39 @@ def tensors_of(model: LanguageModel, kind: str = "recollect") -> list[Tensor]:
 
 
 def code_of(model: LanguageModel) -> dict[str, bytes]:
-    """Returns the modelling file by name: the parts, the files of the mixers, the model."""
-    used = {type(mixer).__name__ for mixer in model.mixers}
-    files = [name for name, classes in MIXERS.items() if used & set(classes)]
-    if "linear_attention" in files and "recurrence" not in files:
-        files.insert(files.index("linear_attention"), "recurrence")
-    bodies, lines = [], {"import dataclasses", "import torch"}
-    for name in ("parts", *files):
-        bodies.append(_body(name, lines))
-    bodies.append(_body("model", lines))
+    """Returns the modelling file by its name: the library's files that the model needs, imported ones first."""
+    files = [MIXERS[type(mixer).__name__] for mixer in model.mixers]
+    lines = {"import torch"}
+    bodies = [_body(name, lines) for name in _files(*files, *(["canon"] if model.canon else []), "model")]
     top = '"""A language model trained with Recollect, in plain PyTorch; written by its export."""\n\n'
     imports = sorted(lines, key=lambda line: (not line.startswith("import"), line))
     return {CODE: (top + "\n".join(imports) + "\n\n" + "\n\n".join(bodies)).encode("utf-8")}
 
 
+_IMPORT = re.compile(r"^(?:import|from) (\w+).*\n", re.MULTILINE)
+
+
+def _text(name: str) -> str:
+    return (LIBRARY / f"{name}.py").read_text(encoding="utf-8")
+
+
+def _files(*names: str) -> list[str]:
+    """Returns the names of these files of the library and of those that they import, imported ones first."""
+    ordered: list[str] = []
+    for name in names:
+        needed = [other for other in _IMPORT.findall(_text(name)) if (LIBRARY / f"{other}.py").exists()]
+        ordered += [other for other in (*_files(*needed), name) if other not in ordered]
+    return ordered
+
+
+def _strings(files: list[str]) -> set[str]:
+    """Returns the words in quotes of some files of the library: all fields of configs that they read are among them."""
+    return {word for name in files for word in re.findall(r'"(\w+)"', _text(name))}
+
+
 def _body(name: str, imports: set[str]) -> str:
     """Returns a file of the library without its imports, which are collected, its docstring as a comment."""
-    text = (LIBRARY / f"{name}.py").read_text(encoding="utf-8")
-    docstring, _, rest = text.removeprefix('"""').partition('"""\n')
-    own = "|".join(("parts", *MIXERS))
-    lines = []
-    for line in rest.splitlines():
-        if re.match(r"(import|from) ", line):
-            if not re.match(rf"from ({own}) ", line):
-                imports.add(line)
-        else:
-            lines.append(line)
+    docstring, _, rest = _text(name).removeprefix('"""').partition('"""\n')
+    imports |= {line[0].strip() for line in _IMPORT.finditer(rest) if not (LIBRARY / f"{line[1]}.py").exists()}
     comment = "\n".join(f"# {line}".rstrip() for line in docstring.strip().splitlines())
-    return comment + "\n\n\n" + "\n".join(lines).strip() + "\n"
+    return comment + "\n\n\n" + _IMPORT.sub("", rest).strip() + "\n"

@@ -17,7 +17,9 @@ from recollect.layers import (
     GatedConvolution,
     GatedDeltaNet,
     GatedLinearAttention,
+    Hyena,
     KimiDeltaAttention,
+    Landmark,
     LatentAttention,
     Lightning,
     LinearAttention,
@@ -40,7 +42,7 @@ from recollect.layers.modules import (
     SquaredReLU,
     SwiGLU,
 )
-from recollect.models import FunctionalModel, LanguageModel, Stage, flatten, nest, repeat
+from recollect.models import Canon, FunctionalModel, LanguageModel, Stage, flatten, nest, repeat
 
 
 def _rotary(*mixers, depth=2, **fields):
@@ -198,6 +200,26 @@ CODE = {
         ShortConvolution(kernel=3, bias=True, activation="silu"),
         depth=3,
         mlp=None,
+    ),
+    "code, hyena": _rotary(
+        Hyena(maximum_length=64, filter_order=8, time="last", trains_times=True),
+        Hyena(maximum_length=48, filter_order=8, heads=2, kernel=4),
+        depth=2,
+        mlp=SquaredReLU(hidden=48),
+    ),
+    "code, landmark": _rotary(
+        BaseConvolution(),
+        Landmark(heads=4, key_heads=2, block=4, positions=Rotary()),
+        Landmark(heads=4, block=4, retrieve=2, positions=Rotary(), bias=True),
+        SlidingWindow(window=6, heads=4, positions=Rotary()),
+        depth=4,
+    ),
+    "code, canon": _rotary(
+        Attention(heads=4, key_heads=2, positions=Rotary(), bias=True),
+        GatedDeltaNet(heads=4),
+        BaseConvolution(),
+        depth=3,
+        canon=Canon(),
     ),
 }
 """Models as code beside the weights."""

@@ -16,9 +16,9 @@ from safetensors.numpy import load_file, save_file
 from recollect.configuration import UserError
 from recollect.data.tokenizers import ByteTokenizer, open_tokenizer
 from recollect.export.huggingface import Facts, export_huggingface, import_huggingface
-from recollect.layers import Attention, KimiDeltaAttention, Landmark, LinearAttention, SlidingWindow
+from recollect.layers import Attention, KimiDeltaAttention, Landmark, LinearAttention, Mamba, SlidingWindow
 from recollect.layers.modules import GELU, LayerNorm, LearnedPositions, Rotary, SwiGLU
-from recollect.models import Autoencoder, FunctionalModel, LanguageModel, repeat
+from recollect.models import Autoencoder, Canon, FunctionalModel, LanguageModel, repeat
 from tests.export.huggingface.cases import CODE, FLASH, MODELS, NORMED, parameters
 
 FACTS = Facts("toy", step=7, batch_tokens=64, source="texts", digest="ab" * 32, results={"bits_per_byte": 2.5})
@@ -88,13 +88,11 @@ def test_back_again(name, tmp_path):
 def test_a_model_as_code_is_one_file_and_comes_back_without_it(tmp_path):
     config = CODE["code, based"]
     export_huggingface(parameters(config), config, tmp_path / "out", facts=FACTS, as_code=True)
-    names = [
-        getattr(node, "name", "") for node in ast.parse((tmp_path / "out" / "modeling_recollect.py").read_text()).body
-    ]
+    code = (tmp_path / "out" / "modeling_recollect.py").read_text()
+    names = [getattr(node, "name", "") for node in ast.parse(code).body]
     assert {"LinearAttention", "SlidingWindow", "GatedConvolution", "RecollectForCausalLM"} <= set(names)
-    assert (
-        "KimiDeltaAttention" in names and "from parts" not in (tmp_path / "out" / "modeling_recollect.py").read_text()
-    )
+    assert "from parts" not in code
+    assert not {"KimiDeltaAttention", "Hyena", "CanonBlock", "LandmarkForCausalLM"} & set(names), "what it needs alone"
     (tmp_path / "out" / "modeling_recollect.py").write_text("raise SystemExit('imported')")
     params, back, _ = import_huggingface(tmp_path / "out")
     assert back == config
@@ -103,7 +101,12 @@ def test_a_model_as_code_is_one_file_and_comes_back_without_it(tmp_path):
 
 @pytest.mark.parametrize(
     ("mixer", "reason"),
-    [(Landmark(heads=2), "layer 0: mixer=Landmark"), (KimiDeltaAttention(bound=5.0), "KimiDeltaAttention.bound=5.0")],
+    [
+        (Mamba(), "layer 0: mixer=Mamba"),
+        (KimiDeltaAttention(bound=5.0), "KimiDeltaAttention.bound=5.0"),
+        (Landmark(retrieve=2, window=2), "layer 0: Landmark.window=2"),
+        (Landmark(predicted=True), "layer 0: Landmark.predicted=True"),
+    ],
 )
 def test_what_the_pytorch_library_lacks_is_refused(mixer, reason, tmp_path):
     with pytest.raises(UserError, match=f"{reason} stands in the way"):
@@ -167,6 +170,7 @@ ROTARY = {"heads": 4, "positions": Rotary()}
         (model(Attention(heads=4, positions=Rotary(fraction=0.5), bias=True)), "bias=True"),
         (chz.replace(MODELS["gpt2"], mlp=GELU()), "mlp.bias=False"),
         (model(Attention(**ROTARY), positions=LearnedPositions()), "model.norm=RMSNorm"),
+        (model(Attention(**ROTARY), canon=Canon()), "model.canon=Canon"),
     ],
 )
 def test_what_no_layout_expresses_is_refused_by_its_field(config, reason, tmp_path):

@@ -6,9 +6,6 @@ import fnmatch
 from pathlib import Path
 from typing import Any
 
-import chz
-import numpy as np
-
 from recollect.configuration import UserError
 from recollect.configuration.io import write_json
 from recollect.configuration.read_json import read_json_object
@@ -16,8 +13,8 @@ from recollect.data.tokenizers import TOKENIZER_FILE, Tokenizer, open_tokenizer
 from recollect.export.folder import new_folder
 from recollect.export.huggingface.layouts import LAYOUTS, UNTIED, code, layout_of
 from recollect.export.huggingface.model_card import Facts, model_card
-from recollect.export.huggingface.requirements import HuggingFaceConfig, require_expressible, require_same
-from recollect.export.huggingface.tensors import Params, check_shapes, from_layout, to_layout
+from recollect.export.huggingface.requirements import HuggingFaceConfig, fields_of, require_expressible
+from recollect.export.huggingface.tensors import Params, check_shapes, from_layout, to_layout, with_own_head
 from recollect.export.huggingface.tokenizer_files import tokenizer_files
 from recollect.export.huggingface.weights import StoredWeights, write_weights
 from recollect.models import LanguageModel, count
@@ -57,8 +54,7 @@ def export_huggingface(
     require_expressible(model, as_code=True)
     layout = code if as_code else layout_of(model)
     if model.tied and layout in UNTIED:
-        head = {"kernel": np.asarray(params["embedding"]).T}
-        params, model = {**params, "head": head}, chz.replace(model, tied=False)
+        params, model = with_own_head(params, model)
     fields = code.config_of(model) if as_code else _native_fields(model, layout)
     kind = fields["model_type"]
     length = model.maximum_length() or maximum_length
@@ -85,10 +81,7 @@ def _native_fields(model: LanguageModel, layout: Any) -> dict[str, Any]:
     """Returns the fields of config.json of a layout; an error names `--code` where that can express the model."""
     try:
         require_expressible(model)
-        fields = layout.config_of(model)
-        again = HuggingFaceConfig({**fields, "tie_word_embeddings": model.tied}, fields["model_type"])
-        require_same(model, layout.model_of(again), fields["model_type"])
-        return fields
+        return fields_of(model, layout)
     except UserError as error:
         try:
             code.config_of(model)

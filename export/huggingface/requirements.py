@@ -62,6 +62,14 @@ def _same(value: Any, other: Any, path: str, layout: str) -> None:
         require(value == other, path, value, f"{layout} has {has}")
 
 
+def fields_of(model: LanguageModel, layout: Any) -> dict[str, Any]:
+    """Returns the fields of config.json of a model in a layout; raises UserError where they do not describe it."""
+    fields = layout.config_of(model)
+    again = HuggingFaceConfig({**fields, "tie_word_embeddings": model.tied}, fields["model_type"])
+    require_same(model, layout.model_of(again), fields["model_type"])
+    return fields
+
+
 class HuggingFaceConfig:
     """A config.json of the transformers library, read field by field; raises UserError for a value that cannot be.
 

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import chz
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,6 +106,12 @@ def _shape_of(form: Form, groups: int, parts: tuple[tuple[int, ...], ...]) -> tu
     """Returns the shape of a tensor; nothing is allocated."""
     abstract = [jax.ShapeDtypeStruct(shape, np.float32) for shape in parts]
     return jax.eval_shape(lambda arrays: form.to(_joined(arrays, groups, jnp)), abstract).shape
+
+
+def with_own_head(params: Params, model: LanguageModel) -> tuple[Params, LanguageModel]:
+    """Returns a tied model, and its parameters, as one whose head is a copy of the embedding."""
+    head = {"kernel": np.asarray(params["embedding"]).T}
+    return {**params, "head": head}, chz.replace(model, tied=False)
 
 
 class LayerTensors:
@@ -227,7 +234,7 @@ def check_shapes(
 
 def fixed_values(model: LanguageModel, vocabulary: int) -> dict[str, np.ndarray]:
     """Returns the parameters that are never trained: constants, given by the places of their layers."""
-    functional = FunctionalModel(model, vocabulary)
+    functional = _functional(model, vocabulary)
     fixed = [name for name, trainable in flatten(functional.tags("trainable")).items() if not trainable]
     if not fixed:
         return {}
@@ -239,5 +246,10 @@ def fixed_values(model: LanguageModel, vocabulary: int) -> dict[str, np.ndarray]
     return {name: np.asarray(value) for name, value in jax.jit(values)().items()}
 
 
+@functools.lru_cache(maxsize=4)
+def _functional(model: LanguageModel, vocabulary: int) -> FunctionalModel:
+    return FunctionalModel(model, vocabulary)
+
+
 def _shapes(model: LanguageModel, vocabulary: int) -> Shapes:
-    return {name: leaf.shape for name, leaf in flatten(FunctionalModel(model, vocabulary).abstract_params()).items()}
+    return {name: leaf.shape for name, leaf in flatten(_functional(model, vocabulary).abstract_params()).items()}

@@ -3,11 +3,13 @@
 python -m tests.interop.comparison               # prints the table of docs/interoperability.md
 python -m tests.interop.comparison code          # its rows of models whose names begin so
 python -m tests.interop.comparison --programs    # that of StableHLO, without transformers
+python -m tests.interop.comparison --gguf        # that of GGUF, by llama.cpp
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import re
@@ -235,10 +237,9 @@ def _mark(value: bool | None) -> str:
 def main() -> int:
     """Prints a table."""
     with tempfile.TemporaryDirectory() as folder:
-        if sys.argv[1:] == ["--programs"]:
-            from tests.interop.programs import print_rows
-
-            print_rows(Path(folder))
+        if sys.argv[1:] in (["--programs"], ["--gguf"]):
+            of = "programs" if sys.argv[1] == "--programs" else "gguf_models"
+            importlib.import_module(f"tests.interop.{of}").print_rows(Path(folder))
             return 0
         named = "".join(sys.argv[1:2])
         rows = compared(Path(folder), *([name for name in of if name.startswith(named)] for of in (EXPORTED, THEIRS)))

@@ -10,7 +10,7 @@ from typing import Any
 
 from recollect.configuration import UserError
 from recollect.export.huggingface.layouts import shared
-from recollect.export.huggingface.requirements import HuggingFaceConfig
+from recollect.export.huggingface.requirements import HuggingFaceConfig, require
 from recollect.export.huggingface.tensors import CENTRED, TAPS, Tensor
 from recollect.layers import GatedAttention, GatedDeltaNet
 from recollect.models import LanguageModel
@@ -30,6 +30,8 @@ def config_of(model: LanguageModel) -> dict[str, Any]:
     """Returns the fields of config.json."""
     linear = shared.first(model, GatedDeltaNet)
     key_heads, heads, key_dim, value_dim = linear.sizes(model.width)
+    bias = shared.first(model, GatedAttention).bias
+    require(not bias, "bias", bias, "Qwen3.5's gates have one with that of queries")
     return {
         **shared.decoder_fields(model, "qwen3_5_text", CLASSES["qwen3_5_text"]),
         **shared.attention_fields(shared.first(model, GatedAttention), model.width),
@@ -49,6 +51,7 @@ def model_of(config: HuggingFaceConfig) -> LanguageModel:
         raise UserError(f"{config.where}: rms_norm_eps={epsilon}: query and key norms have {HEAD_NORM_EPSILON} here")
     if config.fields["model_type"] == "qwen3_next" and config.fields.get("num_experts", 512) != 0:
         raise UserError(f"{config.where}: num_experts: this project has no mixtures of MLPs; 0 is without")
+    config.one_of("attention_bias", False, False)
     linear = GatedDeltaNet(
         key_heads=config.whole("linear_num_key_heads", 16),
         heads=config.whole("linear_num_value_heads", 32),

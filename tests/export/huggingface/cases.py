@@ -146,6 +146,21 @@ MODELS = {
 
 """Models as classes of transformers."""
 
+GGUF = {name: MODELS[name] for name in ("llama, biases, grouped, untied, head_dim", "qwen3", "mamba", "mamba2")} | {
+    "qwen35": _rotary(
+        GatedDeltaNet(heads=4, key_heads=2, key_dim=8, value_dim=8, norm_epsilon=1e-6),
+        GatedAttention(**{**NORMED, "positions": Rotary(fraction=0.5)}),
+        depth=4,
+    ),
+    "kimi-linear": _rotary(
+        KimiDeltaAttention(heads=4, key_dim=8, value_dim=8, gate_bias=False),
+        LatentAttention(heads=4, rank=12, key_dim=8, value_dim=6, rotary_dim=4, positions=None),
+        depth=3,
+        norm=RMSNorm(epsilon=1e-5),
+    ),
+}
+"""Models as architectures of llama.cpp."""
+
 EXACT = {"norm": RMSNorm(epsilon=1e-5)}
 FLASH = {
     "gla": _rotary(GatedLinearAttention(heads=2, kernel=3), **EXACT),

@@ -137,12 +137,12 @@ class LayerTensors:
         self.tensors.append(Tensor(name, ((ours, None),), form))
 
     def add_layers(
-        self, name: str, *ours: str, of: type | None = None, form: Form = PLAIN, groups: int = 1, row: int | None = None
+        self, name: str, *ours: str, of: Any = None, form: Form = PLAIN, groups: int = 1, row: int | None = None
     ) -> None:
-        """Adds a tensor of every layer, or of every one whose mixer's config is an `of`: the parameters `ours` of its
-        block, or a row of them."""
+        """Adds a tensor of every layer, or of every one whose mixer's config is an `of`, a class or a config: the
+        parameters `ours` of its block, or a row of them."""
         for number, (place, repeat, mixer) in enumerate(self.places):
-            if of is None or type(mixer) is of:
+            if of is None or type(mixer) is of or mixer == of:
                 at = repeat if row is None else (repeat, row)
                 parts = tuple((f"{place}.{part}", at) for part in ours)
                 self.tensors.append(Tensor(self._layer.format(number) + name, parts, form, groups))
@@ -151,7 +151,7 @@ class LayerTensors:
         self,
         name: str,
         *ours: str,
-        of: type | None = None,
+        of: Any = None,
         bias: bool = False,
         form: Form = TRANSPOSED,
         groups: int = 1,

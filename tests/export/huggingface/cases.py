@@ -173,7 +173,12 @@ FLASH = {
     ),
     "kda": _rotary(KimiDeltaAttention(key_dim=6, value_dim=8, bound=5.0), **EXACT),
     "hgrn2": _rotary(HGRN2(lower_bounds=False), **EXACT),
-    "rwkv7": LanguageModel(width=32, stages=repeat(RWKV7(), depth=2), norm=LayerNorm(), mlp=SquaredReLU(hidden=48)),
+    "rwkv7": LanguageModel(
+        width=32,
+        stages=(Stage(pattern=(RWKV7(),)), Stage(pattern=(RWKV7(value_residual=True),), repeats=2)),
+        norm=LayerNorm(),
+        mlp=SquaredReLU(hidden=48),
+    ),
 }
 """Models of flash-linear-attention."""
 

@@ -4,6 +4,7 @@ here)."""
 
 import json
 
+import chz
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from recollect.configuration import UserError
 from recollect.export.huggingface import Facts, export_huggingface, import_huggingface
-from recollect.models import FunctionalModel
+from recollect.layers import RWKV7
+from recollect.models import FunctionalModel, repeat
 from tests.export.huggingface.cases import FLASH, parameters
 
 TOKENS = np.random.default_rng(3).integers(0, 257, 9)
@@ -240,8 +242,15 @@ def test_a_config_that_says_what_is_not_here(name, fields, reason, tmp_path):
         import_huggingface(tmp_path / "out")
 
 
-def test_published_rwkv7_is_refused(tmp_path):
-    export_huggingface(parameters(FLASH["rwkv7"]), FLASH["rwkv7"], tmp_path / "out", facts=Facts("toy"))
+def test_rwkv7_without_values_of_the_first_layer(tmp_path):
+    """It computes the same, comes back, and a file that mixes anything in is refused."""
+    model = chz.replace(FLASH["rwkv7"], stages=repeat(RWKV7(), depth=2))
+    params = parameters(model)
+    export_huggingface(params, model, tmp_path / "out", facts=Facts("toy"))
+    functional = FunctionalModel(model, 257)
+    here = jax.jit(lambda params, tokens: functional.bind(params)(tokens))(params, jnp.asarray(TOKENS, jnp.int32)[None])
+    np.testing.assert_allclose(here[0], logits_of(tmp_path / "out"), atol=1e-4)
+    assert [mixer.value_residual for mixer in import_huggingface(tmp_path / "out")[1].mixers] == [False, False]
     path = tmp_path / "out" / "model.safetensors"
     for name in ("layers.1.attn.v_lora.lora.2.bias", "layers.0.ffn.x_k"):
         save_file({**load_file(path), f"model.{name}": np.full(32, 0.5, np.float32)}, path)

@@ -14,6 +14,7 @@ BENCHMARKS = {
     "device": "device",
     "head-mixture": "head_mixture",
     "recall": "recall_training",
+    "field": "field",
     "cold-start": "cold_start",
     "decomposition": "decomposition",
     "pretraining": "pretraining",

@@ -6,6 +6,8 @@ each half by itself is a block half as long. Everything is a matrix product, so 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -17,9 +19,13 @@ its arithmetic."""
 
 
 def decayed_products(
-    rows: jax.Array, columns: jax.Array, g: jax.Array | None, mask: jax.Array | None, dtype
-) -> jax.Array:
-    """sum_c rows_ic exp(g_{j+1,c} + ... + g_ic) columns_jc for j <= i, else 0.
+    rows: Sequence[jax.Array],
+    columns: Sequence[jax.Array],
+    g: jax.Array | None,
+    masks: Sequence[jax.Array | None],
+    dtype,
+) -> list[list[jax.Array]]:
+    """sum_c rows_ic exp(g_{j+1,c} + ... + g_ic) columns_jc for j <= i, else 0: each of `rows` with each of `columns`.
 
     A decay per channel cannot be taken out of the sum, and exp(-g) by itself overflows. Between the later and the
     earlier half of a block both factors, the decay since the later half began and the decay to the earlier half's end,
@@ -28,33 +34,41 @@ def decayed_products(
     would be as wrong as their rounding, which a strong decay anywhere before makes large.
 
     Args:
-      rows, columns: (b, n, c, h, k). With a decay c is a power of two.
+      rows, columns: (b, n, c, h, k) each. With a decay c is a power of two.
       g: log decay, (b, n, c, h, 1) or (b, n, c, h, k); None is none.
-      mask: what to keep besides j <= i, broadcasts to (b, n, h, c, c); None keeps all.
+      masks: for each of `rows` what to keep besides j <= i, broadcasts to (b, n, h, c, c); None keeps all.
 
     Returns:
-      (b, n, h, c, c), in `dtype`.
+      (b, n, h, c, c) each, in `dtype`.
     """
-    c = rows.shape[2]
-    index = jnp.arange(c)
+    index = jnp.arange(rows[0].shape[2])
     causal = index[:, None] >= index
-    mask = causal if mask is None else mask & causal
+    kept = [causal if mask is None else mask & causal for mask in masks]
     if g is not None and g.shape[-1] > 1:
-        return jnp.where(mask, _products_by_channel(rows, columns, g, dtype), 0)
-    scores = jnp.einsum("bnihk,bnjhk->bnhij", rows, columns, preferred_element_type=dtype)
-    if g is None:
-        return jnp.where(mask, scores, 0)
-    return scores * jnp.exp(jnp.where(mask, _between(jnp.moveaxis(g[..., 0], 3, 2)), -jnp.inf))
+        products = _products_by_channel(rows, columns, g, dtype)
+        return [[jnp.where(mask, each, 0) for each in of_row] for mask, of_row in zip(kept, products, strict=True)]
+    between = None if g is None else _between(jnp.moveaxis(g[..., 0], 3, 2))
+
+    def product(row: jax.Array, column: jax.Array, mask: jax.Array) -> jax.Array:
+        scores = jnp.einsum("bnihk,bnjhk->bnhij", row, column, preferred_element_type=dtype)
+        if between is None:
+            return jnp.where(mask, scores, 0)
+        return scores * jnp.exp(jnp.where(mask, between, -jnp.inf))
+
+    return [[product(row, column, mask) for column in columns] for row, mask in zip(rows, kept, strict=True)]
 
 
-def products_before_decay(rows: jax.Array, columns: jax.Array, g: jax.Array, mask: jax.Array, dtype) -> jax.Array:
-    """sum_c rows_ic exp(g_{j+1,c} + ... + g_{i-1,c}) columns_jc for j < i, else 0: token i reads what it has not
-    decayed yet.
+def token_after(rows: jax.Array) -> jax.Array:
+    """The rows (b, n, c, h, k) of the token after each in its chunk. `decayed_products` of those are, once
+    `of_token_before` has moved them back, products in which token i reads what it has not decayed yet:
 
-    Those are the `decayed_products` of row i in the place of the token before it. Arguments and result as there.
+    sum_c rows_ic exp(g_{j+1,c} + ... + g_{i-1,c}) columns_jc for j < i.
     """
-    following = jnp.pad(rows[:, :, 1:], ((0, 0), (0, 0), (0, 1), (0, 0), (0, 0)))
-    products = decayed_products(following, columns, g, None, dtype)
+    return jnp.pad(rows[:, :, 1:], ((0, 0), (0, 0), (0, 1), (0, 0), (0, 0)))
+
+
+def of_token_before(products: jax.Array, mask: jax.Array) -> jax.Array:
+    """Products (b, n, h, c, c) whose row i is that of the token before, 0 where `mask` does not keep it."""
     return jnp.where(mask, jnp.pad(products[..., :-1, :], [(0, 0)] * (products.ndim - 2) + [(1, 0), (0, 0)]), 0)
 
 
@@ -77,7 +91,7 @@ def decayed_sums(matrix: jax.Array, x: jax.Array, g: jax.Array, dtype) -> jax.Ar
     while half < c:
         m = c // (2 * half)
         decay, early = (y.reshape(b, n, m, 2, half, h, -1) for y in (g, x))
-        early = (early[:, :, :, 0] * jnp.exp(_to_end(decay[:, :, :, 0], 3))).astype(x.dtype)
+        early = (early[:, :, :, 0] * jnp.exp(to_end(decay[:, :, :, 0], 3))).astype(x.dtype)
         squares = _squares(matrix, half).astype(x.dtype)
         late = jnp.einsum("bnhmij,bnmjhv->bnmihv", squares, early, preferred_element_type=dtype)
         late = late * jnp.exp(jnp.cumsum(decay[:, :, :, 1], axis=3))
@@ -104,12 +118,8 @@ def running_total(g: jax.Array, size: int) -> jax.Array:
     return since_start(g.reshape(g.shape[0], -1, size, *g.shape[2:])).reshape(g.shape)
 
 
-def to_end(g: jax.Array) -> jax.Array:
-    """Log decay from each token to the chunk's last, which is exactly 0 for that one."""
-    return _to_end(g, 2)
-
-
-def _to_end(g: jax.Array, axis: int) -> jax.Array:
+def to_end(g: jax.Array, axis: int = 2) -> jax.Array:
+    """Log decay from each token to the chunk's last, which is exactly 0 for that one; tokens are on `axis`."""
     later = jax.lax.slice_in_dim(g, 1, None, axis=axis)
     later = jnp.pad(later, [(0, int(i == axis)) for i in range(g.ndim)])
     return jax.lax.cumsum(later, axis=axis, reverse=True)
@@ -174,24 +184,40 @@ unit_inverse.defvjp(_unit_inverse_forward, _unit_inverse_backward)
 
 def _products_by_channel(rows, columns, g, dtype):
     # Heads before tokens: with an axis of one head after them, XLA's CPU compiler dies of the gradient under vmap.
-    rows, columns, g = (jnp.moveaxis(x, 3, 2) for x in (rows, columns, g))
-    *shape, c, k = rows.shape
-    rows, columns, g = (x.reshape(-1, c, k) for x in (rows, columns, g))
-    lower = jnp.sum((rows * columns).astype(dtype), axis=-1)[..., None, None]
-    half = 1
-    while half < c:
-        m = c // (2 * half)
-        row, column, decay = (x.reshape(-1, m, 2, half, k) for x in (rows, columns, g))
-        row = (row[:, :, 1] * jnp.exp(since_start(decay[:, :, 1]))).astype(rows.dtype)
-        column = (column[:, :, 0] * jnp.exp(to_end(decay[:, :, 0]))).astype(rows.dtype)
+    rows, columns = ([jnp.moveaxis(x, 3, 2) for x in side] for side in (rows, columns))
+    g = jnp.moveaxis(g, 3, 2)
+    *shape, c, k = g.shape
+    rows, columns = ([x.reshape(-1, c, k) for x in side] for side in (rows, columns))
+    g = g.reshape(-1, c, k)
+
+    def start(row, column):
+        return jnp.sum((row * column).astype(dtype), axis=-1)[..., None, None]
+
+    def halves(x):
+        return x.reshape(-1, c // (2 * half), 2, half, k)
+
+    def joined(lower, row, column):
         if half < SMALL:
             square = jnp.sum((row[..., :, None, :] * column[..., None, :, :]).astype(dtype), axis=-1)
         else:
             square = jnp.einsum("...ik,...jk->...ij", row, column, preferred_element_type=dtype)
-        blocks = lower.reshape(-1, m, 2, half, half)
-        lower = _joined(blocks[..., 0, :, :], square, blocks[..., 1, :, :])
+        blocks = lower.reshape(-1, c // (2 * half), 2, half, half)
+        return _joined(blocks[..., 0, :, :], square, blocks[..., 1, :, :])
+
+    lowers, half = [[start(row, column) for column in columns] for row in rows], 1
+    while half < c:
+        # A size's exponentials serve all products, so that each size adds two terms to the gradient of g, not two for
+        # every product: XLA's CPU backend takes long for long sums.
+        decay = halves(g)
+        since, rest = jnp.exp(since_start(decay[:, :, 1])), jnp.exp(to_end(decay[:, :, 0]))
+        later = [(halves(x)[:, :, 1] * since).astype(x.dtype) for x in rows]
+        earlier = [(halves(x)[:, :, 0] * rest).astype(x.dtype) for x in columns]
+        lowers = [
+            [joined(lower, row, column) for lower, column in zip(of_row, earlier, strict=True)]
+            for of_row, row in zip(lowers, later, strict=True)
+        ]
         half *= 2
-    return lower.reshape(*shape, c, c)
+    return [[lower.reshape(*shape, c, c) for lower in of_row] for of_row in lowers]
 
 
 def _between(g: jax.Array) -> jax.Array:

@@ -35,9 +35,10 @@ from recollect.pallas_kernels.linear_recurrence.chunk_matrices import (
     before_decay,
     decayed_products,
     decayed_sums,
-    products_before_decay,
+    of_token_before,
     since_start,
     to_end,
+    token_after,
     unit_inverse,
 )
 from recollect.pallas_kernels.linear_recurrence.documents import recurrence_by_documents
@@ -124,14 +125,14 @@ def _outputs(state, rows, segments, before, reads, carries, erase_before_decay, 
     rows = dict(rows)
     g, c = rows.pop("g", None), rows.pop("c", None)
     same = None if segments is None else (segments[:, :, :, None] == segments[:, :, None, :])[:, :, None]
-    scores = decayed_products(rows["q"], rows["k"], g, same, dtype)
     weights = _weights(g, segments, before) if carries or "e" in rows else (None, None, None)
-    if c is not None:
-        return _value_decayed(rows, scores, c, weights, state, dtype)
     if "e" in rows:
         undecayed = erase_before_decay and g is not None
         erase_reads = _weights(before_decay(g), segments, before)[0] if undecayed else None
-        return _erasing(rows, scores, g, same, weights, erase_reads, state, dtype)
+        return _erasing(rows, g, same, weights, erase_reads, state, dtype)
+    ((scores,),) = decayed_products([rows["q"]], [rows["k"]], g, [same], dtype)
+    if c is not None:
+        return _value_decayed(rows, scores, c, weights, state, dtype)
     o = _product(scores, rows["v"], dtype)
     if carries:
         to_read, to_write, keeps = weights
@@ -153,17 +154,21 @@ def _value_decayed(rows, scores, c, weights, state, dtype):
     return o + decayed_sums(scores, rows["v"], c, dtype), state
 
 
-def _erasing(rows, scores, g, same, weights, erase_reads, state, dtype):
+def _erasing(rows, g, same, weights, erase_reads, state, dtype):
     """Outputs (b, n, c, h, v) and last state where something is erased.
 
     erase_reads: weights of the erase's reads where it reads the undecayed state; None where it reads as q does.
     """
     reads, writes, keeps = weights
-    products = decayed_products if erase_reads is None else products_before_decay
     strict = jnp.tril(jnp.ones((rows["q"].shape[2],) * 2, bool), -1)
     earlier = strict if same is None else same & strict
-    u = rows.get("u", rows["k"])
-    inverse = unit_inverse(products(rows["e"], u, g, earlier, dtype))
+    columns = [rows["k"]] if "u" not in rows else [rows["k"], rows["u"]]
+    if erase_reads is None:
+        scores, erased = decayed_products([rows["q"], rows["e"]], columns, g, [same, earlier], dtype)
+    else:
+        scores, erased = decayed_products([rows["q"], token_after(rows["e"])], columns, g, [same, None], dtype)
+        erased = [of_token_before(products, earlier) for products in erased]
+    inverse = unit_inverse(erased[-1])
     readers = _product(inverse, _weighted(rows["e"], reads if erase_reads is None else erase_reads, dtype), dtype)
     keys = _weighted(rows["k"], writes, dtype)
     if "u" not in rows:
@@ -172,10 +177,9 @@ def _erasing(rows, scores, g, same, weights, erase_reads, state, dtype):
         write_terms = None
     else:
         # n alone, with the sign of v - n; v is written by terms of its own.
-        between = products(rows["e"], rows["k"], g, earlier, dtype)
-        independent = -_product(inverse, _product(between, rows["v"].astype(dtype), dtype), dtype)
-        write_terms = (_outer(keys, rows["v"], dtype), _product(scores, rows["v"].astype(dtype), dtype))
-        keys = _weighted(u, writes, dtype)
+        independent = -_product(inverse, _product(erased[0], rows["v"].astype(dtype), dtype), dtype)
+        write_terms = (_outer(keys, rows["v"], dtype), _product(scores[0], rows["v"].astype(dtype), dtype))
+        keys = _weighted(rows["u"], writes, dtype)
 
     def step(state, chunk):
         independent, readers, keys, keep, update = chunk
@@ -187,9 +191,9 @@ def _erasing(rows, scores, g, same, weights, erase_reads, state, dtype):
     state, (before, written) = jax.lax.scan(step, state, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), xs))
     before, written = jnp.moveaxis(before, 0, 1), jnp.moveaxis(written, 0, 1)
     o = _read(_weighted(rows["q"], reads, dtype), before)
-    if write_terms is None:
-        return o + _product(scores, written, dtype), state
-    return o + write_terms[1] + _product(decayed_products(rows["q"], u, g, same, dtype), written, dtype), state
+    if write_terms is not None:
+        o = o + write_terms[1]
+    return o + _product(scores[-1], written, dtype), state
 
 
 def _product(matrix, x, dtype):

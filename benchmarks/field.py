@@ -49,5 +49,6 @@ def main(arguments: list[str] | None = None) -> int:
             f"{row['parameters']:12,}{row['cores_of_others']:8.2f}",
             flush=True,
         )
-        reporting.keep(options.out, "field.json", "field", arguments, {"rows": rows})
+        reporting.keep(options.out, "field.json", "field", arguments, {"rows": rows}, unfinished=name)
+    reporting.keep(options.out, "field.json", "field", arguments, {"rows": rows})
     return 0

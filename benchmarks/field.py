@@ -1,4 +1,4 @@
-"""Times a training step of every mixer that the field compares, in turns with attention's, at the fixed setting of recall.
+"""Times a training step of every mixer that the field compares, in turns with attention's, at the setting of recall.
 
     python main.py bench field [--mixers mamba2 rwkv7] [--out]
 
@@ -38,11 +38,13 @@ def main(arguments: list[str] | None = None) -> int:
             jax.block_until_ready(call())
         load = timing.OtherLoad()
         times = timing.time_in_turns(sides, turns=options.turns, warm_up=False)
-        milliseconds = {side: 1e3 * seconds / recall_breakdown.STEPS for side, seconds in times.items()}
-        row = {"mixer": name, **{f"{side}_ms": value for side, value in milliseconds.items()}}
-        row["x_attention"] = times["mixer"] / times["attention"]
-        row["parameters"] = count(program.init(0)["params"])
-        row["cores_of_others"] = load.cores()
+        row = {
+            "mixer": name,
+            **{f"{side}_ms": 1e3 * seconds / recall_breakdown.STEPS for side, seconds in times.items()},
+            "x_attention": times["mixer"] / times["attention"],
+            "parameters": count(jax.eval_shape(program.init, 0)["params"]),
+            "cores_of_others": load.cores(),
+        }
         rows.append(row)
         print(
             f"{name:28}{row['mixer_ms']:12.1f}{row['attention_ms']:11.1f}{row['x_attention']:13.2f}"

@@ -151,7 +151,7 @@ def _kimi_metadata(fields: Fields) -> dict[str, Any]:
     _require(fields["q_lora_rank"] is None, "query_rank", fields["q_lora_rank"], fields, "no latent queries")
     return {
         **_decoder(fields),
-        # No key heads: that tells Kimi Delta Attention. One: latent attention reads the latent vectors themselves.
+        # A layer without key heads is Kimi Delta Attention to llama.cpp; latent attention has one, its latent vectors.
         "attention.head_count_kv": [int(kind == "full_attention") for kind in fields["layer_types"]],
         "attention.key_length": rank + fields["qk_rope_head_dim"],
         "attention.value_length": rank,

@@ -29,9 +29,9 @@ def decayed_products(
 
     A decay per channel cannot be taken out of the sum, and exp(-g) by itself overflows. Between the later and the
     earlier half of a block both factors, the decay since the later half began and the decay to the earlier half's end,
-    are at most 1, and where one
-    underflows the product would have. Sums are taken between the two tokens alone: the difference of two running sums
-    would be as wrong as their rounding, which a strong decay anywhere before makes large.
+    are at most 1, and where one underflows the product would have. Sums are taken between the two tokens alone: the
+    difference of two running sums would be as wrong as their rounding, which a strong decay anywhere before makes
+    large.
 
     Args:
       rows, columns: (b, n, c, h, k) each. With a decay c is a power of two.
@@ -193,10 +193,8 @@ def _products_by_channel(rows, columns, g, dtype):
     def start(row, column):
         return jnp.sum((row * column).astype(dtype), axis=-1)[..., None, None]
 
-    def halves(x):
-        return x.reshape(-1, c // (2 * half), 2, half, k)
-
     def joined(lower, row, column):
+        half = row.shape[-2]
         if half < SMALL:
             square = jnp.sum((row[..., :, None, :] * column[..., None, :, :]).astype(dtype), axis=-1)
         else:
@@ -208,10 +206,11 @@ def _products_by_channel(rows, columns, g, dtype):
     while half < c:
         # A size's exponentials serve all products, so that each size adds two terms to the gradient of g, not two for
         # every product: XLA's CPU backend takes long for long sums.
-        decay = halves(g)
+        sizes = (-1, c // (2 * half), 2, half, k)
+        decay = g.reshape(sizes)
         since, rest = jnp.exp(since_start(decay[:, :, 1])), jnp.exp(to_end(decay[:, :, 0]))
-        later = [(halves(x)[:, :, 1] * since).astype(x.dtype) for x in rows]
-        earlier = [(halves(x)[:, :, 0] * rest).astype(x.dtype) for x in columns]
+        later = [(x.reshape(sizes)[:, :, 1] * since).astype(x.dtype) for x in rows]
+        earlier = [(x.reshape(sizes)[:, :, 0] * rest).astype(x.dtype) for x in columns]
         lowers = [
             [joined(lower, row, column) for lower, column in zip(of_row, earlier, strict=True)]
             for of_row, row in zip(lowers, later, strict=True)

@@ -162,11 +162,10 @@ def _erasing(rows, g, same, weights, erase_reads, state, dtype):
     reads, writes, keeps = weights
     strict = jnp.tril(jnp.ones((rows["q"].shape[2],) * 2, bool), -1)
     earlier = strict if same is None else same & strict
-    columns = [rows["k"]] if "u" not in rows else [rows["k"], rows["u"]]
-    if erase_reads is None:
-        scores, erased = decayed_products([rows["q"], rows["e"]], columns, g, [same, earlier], dtype)
-    else:
-        scores, erased = decayed_products([rows["q"], token_after(rows["e"])], columns, g, [same, None], dtype)
+    readers, kept = (rows["e"], earlier) if erase_reads is None else (token_after(rows["e"]), None)
+    columns = [rows[name] for name in ("k", "u") if name in rows]
+    scores, erased = decayed_products([rows["q"], readers], columns, g, [same, kept], dtype)
+    if erase_reads is not None:
         erased = [of_token_before(products, earlier) for products in erased]
     inverse = unit_inverse(erased[-1])
     readers = _product(inverse, _weighted(rows["e"], reads if erase_reads is None else erase_reads, dtype), dtype)

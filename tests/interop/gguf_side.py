@@ -2,8 +2,8 @@
 
     python gguf_side.py ROOT       # each ROOT/NAME/hf, a Hugging Face folder, is exported to ROOT/NAME/gguf
 
-The file is read back by `GGUFReader`: a line of ROOT/NAME/wrong.txt says what differs from the folder, which names,
-sizes and arrays of llama.cpp must follow from, as told here. Where xllamacpp is installed, llama.cpp generates from it:
+The file is read back by `GGUFReader` and compared with the folder, whose names, sizes and arrays are put into those of
+llama.cpp here: ROOT/NAME/wrong.txt has a line for each difference. Where xllamacpp is installed, llama.cpp generates:
 ROOT/NAME/llama_cpp.npz has ASCII `tokens` (n,) after `prompt`, `log_probs` (n, 257) of all tokens there, and the `ids`
 of `text`.
 """
@@ -143,9 +143,8 @@ def generated(file):
     settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     server = xllamacpp.Server(settings)
     asked = {"prompt": PROMPT, "n_predict": NEW, "temperature": 0, "n_probs": 257, "cache_prompt": False}
-    asked["logit_bias"] = [
-        [token, False] for token in range(128, 257)
-    ]  # it leaves out steps that end within a character
+    # ASCII alone: llama.cpp leaves out steps that end within a character.
+    asked["logit_bias"] = [[token, False] for token in range(128, 257)]
     steps = server.handle_completions(asked)["choices"][0]["logprobs"]["content"]
     log_probs = np.full((len(steps), 257), np.nan, np.float32)
     for row, step in zip(log_probs, steps, strict=True):

@@ -56,6 +56,7 @@ def config_of(model: LanguageModel) -> dict[str, Any]:
         positions = getattr(mixer, "positions", None)
         plain = positions is None or (type(positions) is Rotary and positions.scaling is None)
         require(plain, f"layer {number}: positions", positions, "the PyTorch library has unscaled rotary ones")
+        # A window of several blocks is not read; the word is that of SlidingWindow's in a file that Landmark's imports.
         lacks = {"window"} if name == "Landmark" else set()
         require_defaults(mixer, f"layer {number}: {name}", _HARMLESS | _strings(_files(MIXERS[name])) - lacks)
         short = name != "BaseConvolution" or getattr(mixer, "kernel", None) is not None
